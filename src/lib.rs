@@ -1,0 +1,3 @@
+//! ringlog
+
+pub mod rt;

@@ -1,0 +1,423 @@
+//! What an executor's thread owns: its tasks, its operations in flight, its driver.
+//!
+//! The [`Executor`](super::Executor) decides when; this does one step at a time. Invariant: no
+//! `RefCell` is borrowed while foreign code runs. Polls, wakers and drops of futures and buffers
+//! all come back here to spawn, submit and wake, so each borrow ends before any of them.
+
+use super::driver::{Completion, Driver, Request};
+use super::handle::{Handle, Live, Shared};
+use super::join::{Task, join};
+use super::mailbox::{Mailbox, Message, Phase};
+use super::op::InFlight;
+use super::slab::{Key, Slab};
+use super::task::{Header, LocalFuture, SendFuture};
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, Waker};
+
+thread_local! {
+    static CURRENT: RefCell<Option<Rc<Context>>> = const { RefCell::new(None) };
+}
+
+/// At most so many polls between two looks at the driver and the mailbox, so that tasks that never
+/// rest cannot starve either.
+const POLLS_PER_TURN: usize = 256;
+
+enum Body {
+    Local(LocalFuture),
+    Send(SendFuture),
+}
+
+/// A task at home. Fields drop in order: the task counts as live until its future is gone.
+struct Resident {
+    body: Body,
+    live: Live,
+}
+
+struct Hop {
+    target: usize,
+    waker: Waker,
+}
+
+/// Which kind of future is being polled: may it hop?
+#[derive(Clone, Copy, PartialEq)]
+enum Running {
+    Other,
+    SendTask,
+}
+
+pub(crate) struct Context {
+    shared: Arc<Shared>,
+    index: usize,
+    /// `None` while a task is being polled.
+    tasks: RefCell<Slab<Option<Resident>>>,
+    ready: RefCell<VecDeque<Arc<Header>>>,
+    in_flight: RefCell<Slab<Arc<dyn InFlight>>>,
+    driver: RefCell<Box<dyn Driver>>,
+    owned: RefCell<Slab<Rc<dyn Any>>>,
+    running: Cell<Running>,
+    hop: RefCell<Option<Hop>>,
+    /// The header of a `block_on`'s future, which is in no table, and whether it was woken.
+    root: RefCell<Option<Arc<Header>>>,
+    root_woken: Cell<bool>,
+    /// As of the last look into the mailbox.
+    phase: Cell<Phase>,
+    messages: RefCell<Vec<Message>>,
+    done: RefCell<Vec<Completion>>,
+}
+
+/// Makes a context the thread's current one until it is dropped.
+pub(crate) struct Entered(());
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        // The context may be the last reference: let go of the cell before dropping it.
+        let context = CURRENT.try_with(|current| current.borrow_mut().take());
+        drop(context);
+    }
+}
+
+/// Runs foreign code that must not unwind into the executor's loop. The panic has been printed by
+/// the panic hook; its payload is leaked, since dropping it could panic again.
+fn contain(f: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
+        std::mem::forget(panic);
+    }
+}
+
+impl Context {
+    pub(crate) fn new(shared: Arc<Shared>, index: usize, driver: Box<dyn Driver>) -> Rc<Self> {
+        shared.mailbox(index).attach(driver.unparker());
+        Rc::new(Self {
+            shared,
+            index,
+            tasks: RefCell::new(Slab::new()),
+            ready: RefCell::default(),
+            in_flight: RefCell::new(Slab::new()),
+            driver: RefCell::new(driver),
+            owned: RefCell::new(Slab::new()),
+            running: Cell::new(Running::Other),
+            hop: RefCell::default(),
+            root: RefCell::default(),
+            root_woken: Cell::new(false),
+            phase: Cell::new(Phase::Open),
+            messages: RefCell::default(),
+            done: RefCell::default(),
+        })
+    }
+
+    /// The context whose executor runs on this thread now.
+    pub(crate) fn current() -> Option<Rc<Context>> {
+        // None also while the thread is being torn down, when wakers may still come by.
+        CURRENT
+            .try_with(|current| current.borrow().clone())
+            .ok()
+            .flatten()
+    }
+
+    /// # Panics
+    ///
+    /// If an executor runs on this thread already: the inner one would stop the outer one.
+    pub(crate) fn enter(self: &Rc<Self>) -> Entered {
+        CURRENT.with(|current| {
+            let mut current = current.borrow_mut();
+            assert!(
+                current.is_none(),
+                "an executor was run inside a task of another one, which would stop its thread: \
+                 await the future instead"
+            );
+            *current = Some(Rc::clone(self));
+        });
+        Entered(())
+    }
+
+    pub(crate) fn is(&self, shared: &Arc<Shared>, index: usize) -> bool {
+        self.index == index && self.shares(shared)
+    }
+
+    pub(crate) fn shares(&self, shared: &Arc<Shared>) -> bool {
+        Arc::ptr_eq(&self.shared, shared)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        Handle::new(Arc::clone(&self.shared), self.index)
+    }
+
+    pub(crate) fn mailbox(&self) -> &Mailbox {
+        self.shared.mailbox(self.index)
+    }
+
+    pub(crate) fn driver(&self) -> &RefCell<Box<dyn Driver>> {
+        &self.driver
+    }
+
+    // ---- operations -------------------------------------------------------------------------
+
+    /// Takes the cell into the table, and only then shows its request to the driver.
+    pub(crate) fn submit(&self, cell: Arc<dyn InFlight>, request: Request) -> Key {
+        let key = self.in_flight.borrow_mut().insert(cell);
+        self.driver.borrow_mut().push(key.0, request);
+        key
+    }
+
+    /// Cancels an operation that nobody waits for.
+    pub(crate) fn cancel_quietly(&self, key: Key) {
+        if self.in_flight.borrow_mut().get_mut(key).is_some() {
+            // Its completion carries a key that is in no table, and is passed over.
+            self.driver
+                .borrow_mut()
+                .push(Key::NONE.0, Request::Cancel { token: key.0 });
+        }
+    }
+
+    pub(crate) fn cancel_all(&self) {
+        let keys = self.in_flight.borrow().keys();
+        keys.into_iter().for_each(|key| self.cancel_quietly(key));
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.borrow().len()
+    }
+
+    /// Submits what is queued, waits if told to, and completes what is done.
+    pub(crate) fn io(&self, wait: bool) -> io::Result<()> {
+        let mut done = self.done.take();
+        let entered = self.driver.borrow_mut().enter(wait, &mut done);
+        for Completion { token, result } in done.drain(..) {
+            let cell = self.in_flight.borrow_mut().remove(Key(token));
+            if let Some(cell) = cell {
+                contain(|| {
+                    // SAFETY: the driver has handed out the completion, so it is done with the
+                    // memory; the key is out of the table, so this happens once.
+                    if let Some(waker) = unsafe { cell.complete(result) } {
+                        waker.wake();
+                    }
+                });
+            }
+        }
+        self.done.replace(done);
+        entered
+    }
+
+    // ---- values owned by the thread ---------------------------------------------------------
+
+    pub(crate) fn owned(&self) -> &RefCell<Slab<Rc<dyn Any>>> {
+        &self.owned
+    }
+
+    // ---- tasks ------------------------------------------------------------------------------
+
+    pub(crate) fn spawn<F: Future + 'static>(&self, future: F) -> Task<F::Output> {
+        let header = Header::new(Arc::clone(&self.shared), self.index);
+        let (task, future) = join(&header, |finish| Box::pin(finish.run(future)));
+        self.admit(header, Body::Local(future), Live::new(&self.shared));
+        task
+    }
+
+    fn admit(&self, header: Arc<Header>, body: Body, live: Live) {
+        header.set_key(
+            self.tasks
+                .borrow_mut()
+                .insert(Some(Resident { body, live })),
+        );
+        self.make_ready(header);
+    }
+
+    pub(crate) fn make_ready(&self, header: Arc<Header>) {
+        self.ready.borrow_mut().push_back(header);
+    }
+
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.borrow().is_empty()
+    }
+
+    /// Asks for the task that is being polled to be moved. False if it may not leave.
+    pub(crate) fn ask_to_hop(&self, target: usize, waker: &Waker) -> bool {
+        let may = self.running.get() == Running::SendTask;
+        if may {
+            let asked_before = self.hop.replace(Some(Hop {
+                target,
+                waker: waker.clone(),
+            }));
+            drop(asked_before);
+        }
+        may
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.phase.get() == Phase::Closed
+    }
+
+    /// Does what the mailbox says.
+    pub(crate) fn take_messages(&self) {
+        let mut messages = self.messages.take();
+        self.phase.set(self.mailbox().take(&mut messages));
+        for message in messages.drain(..) {
+            match message {
+                Message::Run(header) => self.make_ready(header),
+                Message::Arrive(header, future, live, waker) => {
+                    self.admit(header, Body::Send(future), live);
+                    if let Some(waker) = waker {
+                        contain(|| waker.wake());
+                    }
+                }
+                Message::Start(header, make, live) => {
+                    // Only moves the closure into a future: no foreign code runs yet.
+                    self.admit(header, Body::Local(make()), live);
+                }
+                Message::Cancel(key) => self.cancel_quietly(key),
+                Message::Release(key) => {
+                    let value = self.owned.borrow_mut().remove(key);
+                    contain(|| drop(value));
+                }
+            }
+        }
+        self.messages.replace(messages);
+    }
+
+    /// Polls what is ready now, within the budget; what becomes ready meanwhile waits its turn.
+    pub(crate) fn run_ready(&self) {
+        let polls = self.ready.borrow().len().min(POLLS_PER_TURN);
+        for _ in 0..polls {
+            let Some(header) = self.ready.borrow_mut().pop_front() else {
+                return;
+            };
+            self.run(header);
+        }
+    }
+
+    fn run(&self, header: Arc<Header>) {
+        if header.home() != self.index {
+            return header.enqueue(); // it hopped while this was under way
+        }
+        if self.is_root(&header) {
+            header.scheduled.clear();
+            return self.root_woken.set(true);
+        }
+        let key = header.key();
+        let resident = self.tasks.borrow_mut().get_mut(key).and_then(Option::take);
+        // None: it is done, or hopping here with its poll still to come.
+        let Some(mut resident) = resident else { return };
+        header.scheduled.clear();
+        if header.is_cancelled() {
+            self.tasks.borrow_mut().remove(key);
+            return contain(|| drop(resident));
+        }
+        let poll = self.poll(&header, &mut resident.body);
+        let hop = self.hop.take();
+        match (poll, hop, resident) {
+            (
+                Some(Poll::Pending),
+                Some(hop),
+                Resident {
+                    body: Body::Send(future),
+                    live,
+                },
+            ) => {
+                self.tasks.borrow_mut().remove(key);
+                self.depart(header, future, live, hop);
+            }
+            (Some(Poll::Pending), _, resident) => {
+                if let Some(slot) = self.tasks.borrow_mut().get_mut(key) {
+                    *slot = Some(resident);
+                }
+            }
+            (_, _, resident) => {
+                self.tasks.borrow_mut().remove(key);
+                contain(|| drop(resident));
+            }
+        }
+    }
+
+    /// None if it panicked. (The task's own panics are caught further in and go to its awaiter;
+    /// what comes here was thrown by a drop on the way out.)
+    fn poll(&self, header: &Arc<Header>, body: &mut Body) -> Option<Poll<()>> {
+        let waker = Waker::from(Arc::clone(header));
+        let mut cx = TaskContext::from_waker(&waker);
+        let mut poll = None;
+        contain(|| {
+            poll = Some(match body {
+                Body::Local(future) => future.as_mut().poll(&mut cx),
+                Body::Send(future) => {
+                    self.running.set(Running::SendTask);
+                    future.as_mut().poll(&mut cx)
+                }
+            });
+        });
+        self.running.set(Running::Other);
+        poll
+    }
+
+    fn depart(&self, header: Arc<Header>, future: SendFuture, live: Live, hop: Hop) {
+        // From here on wakes go to the target. One that comes before the task does is passed over
+        // there: the arrival makes the task ready anyhow.
+        header.set_home(hop.target);
+        let message = Message::Arrive(header, future, live, Some(hop.waker));
+        let refused = self.shared.mailbox(hop.target).post(message);
+        if let Err(Message::Arrive(header, future, live, waker)) = refused {
+            header.set_home(self.index);
+            self.admit(header, Body::Send(future), live);
+            if let Some(waker) = waker {
+                contain(|| waker.wake());
+            }
+        }
+    }
+
+    // ---- the future of a block_on -----------------------------------------------------------
+
+    pub(crate) fn set_root(&self, header: Option<Arc<Header>>) {
+        self.root.replace(header);
+        self.root_woken.set(false);
+    }
+
+    fn is_root(&self, header: &Arc<Header>) -> bool {
+        self.root
+            .borrow()
+            .as_ref()
+            .is_some_and(|root| Arc::ptr_eq(root, header))
+    }
+
+    pub(crate) fn take_root_woken(&self) -> bool {
+        self.root_woken.replace(false)
+    }
+
+    // ---- the end ----------------------------------------------------------------------------
+
+    /// Drops every task, message and owned value, and what their drops leave behind.
+    /// The mailbox is closed. Returns how many tasks were not done.
+    pub(crate) fn drop_everything(&self) -> usize {
+        let mut dropped = 0;
+        loop {
+            let mut messages = Vec::new();
+            self.mailbox().take(&mut messages);
+            let ready = self.ready.take();
+            let tasks = self.tasks.replace(Slab::new());
+            let owned = self.owned.replace(Slab::new());
+            let last = messages.len() + ready.len() + tasks.len() + owned.len() == 0;
+            for message in messages {
+                contain(|| drop(message));
+            }
+            for task in tasks.into_values().flatten() {
+                dropped += 1;
+                contain(|| drop(task));
+            }
+            for value in owned.into_values() {
+                contain(|| drop(value));
+            }
+            contain(|| drop(ready));
+            if last {
+                return dropped;
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! [`Executor`]: the loop of one thread around one driver.
+//!
+//! ```text
+//! take messages -> poll what is ready -> submit and reap -> (nothing left: spin, park, wait)
+//! ```
+//!
+//! Invariants: the thread sleeps only after it has said "parked" under its mailbox's lock, and
+//! then in the very call that submits. Dropping the executor ends every operation in flight before
+//! its memory is freed; what cannot be ended is leaked.
+
+use super::config::{ExecutorConfig, SetupError};
+use super::context::Context;
+use super::driver::Driver;
+use super::handle::{Handle, Shared};
+use super::join::Task;
+use super::mailbox::Phase;
+use super::ring::Ring;
+use super::spin::Spinner;
+use super::task::Header;
+use super::time::timeout;
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::marker::PhantomData;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::Duration;
+
+/// How long a dropped executor waits for operations that were told to end.
+const TEARDOWN: Duration = Duration::from_secs(30);
+
+/// A single-threaded executor with a ring of its own.
+///
+/// ```
+/// use ringlog::rt::{self, Executor, ExecutorConfig, Fd};
+///
+/// let executor = Executor::new(ExecutorConfig::default())?;
+/// let file = Fd::from(tempfile::tempfile()?);
+/// executor.block_on(async {
+///     let (result, _) = rt::write_all(&file, b"hello".as_slice(), 0).await;
+///     result?;
+///     rt::fsync(&file, true).await?;
+///     let (result, buf) = rt::read(&file, Vec::with_capacity(4096), 0).await;
+///     assert_eq!((result?, buf.as_slice()), (5, b"hello".as_slice()));
+///     Ok::<(), std::io::Error>(())
+/// })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Drop
+///
+/// Cancels the operations in flight and waits until the kernel has let go of their buffers (30 s
+/// at most; then the buffers are leaked). Tasks that are not done are dropped on this thread.
+pub struct Executor {
+    context: Rc<Context>,
+    spinner: RefCell<Spinner>,
+    /// Stays on the thread that made it: so does its ring.
+    not_send: PhantomData<Rc<()>>,
+}
+
+impl Executor {
+    /// Sets up a ring on the calling thread, where the executor stays.
+    ///
+    /// # Errors
+    ///
+    /// [`SetupError`] says why there is no ring and what to do.
+    pub fn new(config: ExecutorConfig) -> Result<Self, SetupError> {
+        let spin = config.spin.unwrap_or_else(|| Spinner::default_limit(1));
+        let driver = Box::new(Ring::new(&config)?);
+        Ok(Self::on(Shared::new(1), 0, driver, spin))
+    }
+
+    /// An executor on another driver than a ring. It never spins.
+    pub fn with_driver(driver: Box<dyn Driver>) -> Self {
+        Self::on(Shared::new(1), 0, driver, Duration::ZERO)
+    }
+
+    pub(crate) fn on(
+        shared: Arc<Shared>,
+        index: usize,
+        driver: Box<dyn Driver>,
+        spin: Duration,
+    ) -> Self {
+        let context = Context::new(shared, index, driver);
+        Self {
+            context,
+            spinner: RefCell::new(Spinner::new(spin)),
+            not_send: PhantomData,
+        }
+    }
+
+    /// How other threads reach this executor. What they schedule runs when this thread is in
+    /// [`run`](Self::run) or [`block_on`](Self::block_on).
+    pub fn handle(&self) -> Handle {
+        self.context.handle()
+    }
+
+    /// Adds a task; it need not be `Send`. It runs in [`run`](Self::run) or
+    /// [`block_on`](Self::block_on). From within a task, use [`spawn`].
+    pub fn spawn<F: Future + 'static>(&self, future: F) -> Task<F::Output> {
+        self.context.spawn(future)
+    }
+
+    /// Runs until no task is left.
+    ///
+    /// # Errors
+    ///
+    /// If the ring fails for good. The tasks stay, and are dropped with the executor.
+    ///
+    /// # Panics
+    ///
+    /// If called inside a task of an executor.
+    pub fn run(&self) -> io::Result<()> {
+        let _entered = self.context.enter();
+        self.drive(|| self.context.shared().live() == 0)
+    }
+
+    /// Runs until `future` is done, and the other tasks meanwhile. They stay for the next call.
+    ///
+    /// # Panics
+    ///
+    /// If called inside a task of an executor, if the future panics, or if the ring fails for good.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        let _entered = self.context.enter();
+        let mut future = pin!(future);
+        let header = Header::new(
+            Arc::clone(self.context.shared()),
+            self.context.handle().index(),
+        );
+        let waker = Waker::from(Arc::clone(&header));
+        self.context.set_root(Some(Arc::clone(&header)));
+        let _cleared = ClearRoot(&self.context);
+        self.context.make_ready(header); // the first poll
+        let mut output = None;
+        let driven = self.drive(|| {
+            if output.is_none() && self.context.take_root_woken() {
+                if let Poll::Ready(done) =
+                    future.as_mut().poll(&mut TaskContext::from_waker(&waker))
+                {
+                    output = Some(done);
+                }
+            }
+            output.is_some()
+        });
+        match (output, driven) {
+            (Some(output), _) => output,
+            (None, Err(error)) => panic!("the ring failed for good: {error}"),
+            (None, Ok(())) => unreachable!("driven until there is an output"),
+        }
+    }
+
+    /// Runs as a runtime's thread until its mailbox is closed.
+    pub(crate) fn serve(&self) -> io::Result<()> {
+        let _entered = self.context.enter();
+        self.drive(|| self.context.is_closed())
+    }
+
+    fn drive(&self, mut finished: impl FnMut() -> bool) -> io::Result<()> {
+        let context = &*self.context;
+        loop {
+            if finished() {
+                return Ok(());
+            }
+            if context.mailbox().pending() {
+                context.take_messages();
+            }
+            context.run_ready();
+            if finished() {
+                return Ok(());
+            }
+            if context.has_ready() || context.mailbox().pending() {
+                context.io(false)?;
+            } else {
+                self.idle()?;
+            }
+        }
+    }
+
+    /// Nothing to poll: submits and waits for a completion or a message.
+    fn idle(&self) -> io::Result<()> {
+        let context = &*self.context;
+        if self.spinner.borrow_mut().pays() {
+            context.io(false)?;
+            let found = context.has_ready()
+                || self
+                    .spinner
+                    .borrow_mut()
+                    .spin(|| context.mailbox().pending() || context.driver().borrow_mut().ready());
+            if found {
+                return context.io(false);
+            }
+        }
+        if context.mailbox().park() {
+            let waited = context.io(true);
+            context.take_messages(); // and be awake again
+            return waited;
+        }
+        Ok(())
+    }
+
+    /// Drops what is left and ends what is in flight. Returns how many tasks were not done.
+    pub(crate) fn close(&self) -> usize {
+        let context = &self.context;
+        context.shared().stopping.set();
+        context.mailbox().advance(Phase::Closed);
+        let _entered = context.enter();
+        let dropped = context.drop_everything();
+        if !self.let_go() {
+            // The kernel may still write to buffers in the table: leak it, with the ring.
+            std::mem::forget(Rc::clone(context));
+        }
+        dropped
+    }
+
+    /// Ends every operation in flight. False if some would not end.
+    fn let_go(&self) -> bool {
+        let context = &*self.context;
+        if context.in_flight() == 0 {
+            // What was pushed and owns nothing, like a cancel, need not be waited for.
+            return true;
+        }
+        context.cancel_all();
+        // The wait is bounded by an operation like any other: it ends last, or it ends the wait.
+        let mut limit = pin!(timeout(TEARDOWN));
+        let mut cx = TaskContext::from_waker(Waker::noop());
+        let mut expired = limit.as_mut().poll(&mut cx).is_ready();
+        while context.in_flight() > usize::from(!expired) {
+            if expired || context.io(true).is_err() {
+                return false;
+            }
+            context.drop_everything();
+            expired = limit.as_mut().poll(&mut cx).is_ready();
+        }
+        context.cancel_all();
+        while context.in_flight() > 0 {
+            if context.io(true).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl std::fmt::Debug for Executor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Executor")
+            .field("handle", &self.handle())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Forgets the root future's header when `block_on` ends, by a panic too.
+struct ClearRoot<'a>(&'a Context);
+
+impl Drop for ClearRoot<'_> {
+    fn drop(&mut self) {
+        self.0.set_root(None);
+    }
+}
+
+/// Adds a task to the executor that runs the caller; it need not be `Send`, and stays there.
+///
+/// # Panics
+///
+/// Outside of an executor.
+pub fn spawn<F: Future + 'static>(future: F) -> Task<F::Output> {
+    let context = Context::current().expect(
+        "rt::spawn was called outside of an executor: use Executor::spawn or Handle::schedule",
+    );
+    context.spawn(future)
+}
+
+/// Lets the other tasks of this thread, and its ring, have a turn.
+pub fn yield_now() -> impl Future<Output = ()> + Send {
+    let mut yielded = false;
+    std::future::poll_fn(move |cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+}
