@@ -58,6 +58,10 @@ fn socklen(len: usize) -> libc::socklen_t {
     libc::socklen_t::try_from(len).unwrap_or(libc::socklen_t::MAX)
 }
 
+fn family(family: i32) -> libc::sa_family_t {
+    libc::sa_family_t::try_from(family).expect("the constants of libc fit its own type")
+}
+
 fn zeroed() -> libc::sockaddr_storage {
     // SAFETY: all its fields are integers, for which zero is valid.
     unsafe { mem::zeroed() }
@@ -66,10 +70,7 @@ fn zeroed() -> libc::sockaddr_storage {
 impl Raw {
     /// Room for any address, for the kernel to fill in.
     pub(crate) fn room() -> Self {
-        Self {
-            storage: zeroed(),
-            len: socklen(size_of::<libc::sockaddr_storage>()),
-        }
+        Self { storage: zeroed(), len: socklen(size_of::<libc::sockaddr_storage>()) }
     }
 
     fn of<T: Copy>(address: T, len: usize) -> Self {
@@ -77,10 +78,7 @@ impl Raw {
         const { assert!(size_of::<T>() <= size_of::<libc::sockaddr_storage>()) };
         // SAFETY: a storage has the size and alignment for every socket address.
         unsafe { (&raw mut storage).cast::<T>().write(address) };
-        Self {
-            storage,
-            len: socklen(len),
-        }
+        Self { storage, len: socklen(len) }
     }
 
     /// # Safety
@@ -99,23 +97,19 @@ impl Raw {
         match address {
             Address::Ip(SocketAddr::V4(v4)) => {
                 let raw = libc::sockaddr_in {
-                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_family: family(libc::AF_INET),
                     sin_port: v4.port().to_be(),
-                    sin_addr: libc::in_addr {
-                        s_addr: u32::from_ne_bytes(v4.ip().octets()),
-                    },
+                    sin_addr: libc::in_addr { s_addr: v4.ip().to_bits().to_be() },
                     sin_zero: [0; 8],
                 };
                 Ok(Self::of(raw, size_of::<libc::sockaddr_in>()))
             }
             Address::Ip(SocketAddr::V6(v6)) => {
                 let raw = libc::sockaddr_in6 {
-                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_family: family(libc::AF_INET6),
                     sin6_port: v6.port().to_be(),
                     sin6_flowinfo: v6.flowinfo(),
-                    sin6_addr: libc::in6_addr {
-                        s6_addr: v6.ip().octets(),
-                    },
+                    sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
                     sin6_scope_id: v6.scope_id(),
                 };
                 Ok(Self::of(raw, size_of::<libc::sockaddr_in6>()))
@@ -130,10 +124,7 @@ impl Raw {
     }
 
     fn unix(name: &[u8], is_abstract: bool) -> io::Result<Self> {
-        let mut raw = libc::sockaddr_un {
-            sun_family: libc::AF_UNIX as libc::sa_family_t,
-            sun_path: [0; 108],
-        };
+        let mut raw = libc::sockaddr_un { sun_family: family(libc::AF_UNIX), sun_path: [0; 108] };
         // A path keeps its closing zero, an abstract name has a leading one.
         if name.is_empty()
             || name.len() >= raw.sun_path.len()
@@ -157,10 +148,8 @@ impl Raw {
             libc::AF_INET if len >= size_of::<libc::sockaddr_in>() => {
                 // SAFETY: family and length were checked.
                 let raw: libc::sockaddr_in = unsafe { self.get() };
-                let ip = Ipv4Addr::from(raw.sin_addr.s_addr.to_ne_bytes());
-                Ok(Address::Ip(
-                    SocketAddrV4::new(ip, u16::from_be(raw.sin_port)).into(),
-                ))
+                let ip = Ipv4Addr::from_bits(u32::from_be(raw.sin_addr.s_addr));
+                Ok(Address::Ip(SocketAddrV4::new(ip, u16::from_be(raw.sin_port)).into()))
             }
             libc::AF_INET6 if len >= size_of::<libc::sockaddr_in6>() => {
                 // SAFETY: family and length were checked.
@@ -206,11 +195,7 @@ mod tests {
             Address::Unix("x".repeat(107).into()),
             Address::UnixAbstract(b"name\0with zeroes\0".to_vec()),
         ] {
-            assert_eq!(
-                Raw::new(&address).unwrap().parse().unwrap(),
-                address,
-                "{address}"
-            );
+            assert_eq!(Raw::new(&address).unwrap().parse().unwrap(), address, "{address}");
         }
     }
 

@@ -13,9 +13,7 @@ pub(crate) fn allowed_cores() -> io::Result<Vec<usize>> {
     }
     let cores = 0..usize::try_from(libc::CPU_SETSIZE).unwrap_or(0);
     // SAFETY: the core is within the set.
-    Ok(cores
-        .filter(|&core| unsafe { libc::CPU_ISSET(core, &set) })
-        .collect())
+    Ok(cores.filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect())
 }
 
 /// Keeps the calling thread on one core.
@@ -26,9 +24,5 @@ pub(crate) fn pin_to(core: usize) -> io::Result<()> {
     unsafe { libc::CPU_SET(core, &mut set) };
     // SAFETY: the kernel only reads the set.
     let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -50,11 +50,7 @@ pub unsafe trait IoBuf: 'static {
             Bound::Unbounded => usize::MAX,
         };
         assert!(start <= end, "a slice from {start} to {end}");
-        Slice {
-            buf: self,
-            start,
-            end,
-        }
+        Slice { buf: self, start, end }
     }
 }
 

@@ -90,12 +90,7 @@ unsafe impl Operation for CancelFd {
 pub async fn close(fd: Fd) -> io::Result<()> {
     cancel_fd(&fd).await?;
     match fd.into_owned() {
-        Some(owned) => {
-            Op::new(Close {
-                fd: owned.into_raw_fd(),
-            })
-            .await
-        }
+        Some(owned) => Op::new(Close { fd: owned.into_raw_fd() }).await,
         None => Ok(()),
     }
 }

@@ -13,7 +13,7 @@
 //! | `DONE` | the future, or the completer if it found `ORPHAN` | the future |
 //!
 //! Each change of state is one atomic read-modify-write, so exactly one party sees itself as the
-//! owner of payload and waker. Nothing here knows io_uring: loom and Miri run it as it is.
+//! owner of payload and waker. Nothing here knows `io_uring`: loom and Miri run it as it is.
 
 use super::sync::UnsafeCell;
 use super::sync::atomic::{AtomicU8, Ordering};
@@ -68,9 +68,7 @@ impl<T> Cell<T> {
         self.payload.with_mut(|payload| {
             // SAFETY: exclusive by this function's contract.
             let payload = unsafe { &mut *payload };
-            f(payload
-                .as_mut()
-                .expect("the payload is there until completion"))
+            f(payload.as_mut().expect("the payload is there until completion"))
         })
     }
 
@@ -95,8 +93,7 @@ impl<T> Cell<T> {
     /// The future's poll: the payload and the result, or the waker left for the completer.
     pub(crate) fn poll(&self, waker: &Waker) -> Poll<(T, i32)> {
         let claim =
-            self.state
-                .compare_exchange(WAITING, UPDATING, Ordering::Acquire, Ordering::Acquire);
+            self.state.compare_exchange(WAITING, UPDATING, Ordering::Acquire, Ordering::Acquire);
         if claim.is_ok() {
             let old = self.waker.with_mut(|slot| {
                 // SAFETY: `UPDATING` gives the slot to the future.
@@ -138,14 +135,12 @@ impl<T> Cell<T> {
     /// Only for the owner by the module's table, once: each caller above has just become it.
     fn take_payload(&self) -> T {
         // SAFETY: see above.
-        let payload = self
-            .payload
-            .with_mut(|payload| unsafe { (*payload).take() });
+        let payload = self.payload.with_mut(|payload| unsafe { (*payload).take() });
         payload.expect("the payload changes hands once")
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(ringlog_loom)))]
 mod tests {
     use super::*;
     use std::sync::Arc;
@@ -198,7 +193,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, ringlog_loom))]
 mod loom_tests {
     use super::*;
     use loom::sync::Arc;

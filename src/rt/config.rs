@@ -62,21 +62,14 @@ pub struct ExecutorConfig {
 
 impl Default for ExecutorConfig {
     fn default() -> Self {
-        Self {
-            entries: 256,
-            uring_flags: None,
-            sq_thread_idle_ms: 0,
-            spin: None,
-        }
+        Self { entries: 256, uring_flags: None, sq_thread_idle_ms: 0, spin: None }
     }
 }
 
 impl ExecutorConfig {
     pub(crate) fn build_ring(&self) -> Result<IoUring, SetupError> {
         if self.entries == 0 || self.entries > MAX_ENTRIES {
-            return Err(SetupError::Entries {
-                entries: self.entries,
-            });
+            return Err(SetupError::Entries { entries: self.entries });
         }
         let ring = match self.uring_flags {
             Some(flags) => {
@@ -167,10 +160,7 @@ fn check_flags(flags: u32) -> Result<(), SetupError> {
 }
 
 fn names(flags: u32) -> String {
-    let named = NAMES
-        .iter()
-        .filter(|(flag, _)| flags & flag != 0)
-        .map(|(_, name)| *name);
+    let named = NAMES.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| *name);
     let known: u32 = NAMES.iter().map(|(flag, _)| flag).sum();
     let mut all: Vec<String> = named.map(str::to_owned).collect();
     if flags & !known != 0 {
@@ -253,15 +243,11 @@ impl fmt::Display for SetupError {
             Self::KernelTooOld => f.write_str(
                 "this kernel's io_uring can lose completions: run Linux 5.5 or later, best 6.1",
             ),
-            Self::Denied {
-                io_uring_disabled: Some(2),
-            } => f.write_str(
+            Self::Denied { io_uring_disabled: Some(2) } => f.write_str(
                 "io_uring is switched off for everybody (kernel.io_uring_disabled = 2): run \
                  `sysctl -w kernel.io_uring_disabled=0`",
             ),
-            Self::Denied {
-                io_uring_disabled: Some(1),
-            } => f.write_str(
+            Self::Denied { io_uring_disabled: Some(1) } => f.write_str(
                 "io_uring is switched off for unprivileged users (kernel.io_uring_disabled = 1): \
                  run `sysctl -w kernel.io_uring_disabled=0`, or add the user to the group that \
                  kernel.io_uring_group names",
@@ -310,11 +296,7 @@ mod tests {
     use super::*;
 
     fn config(flags: u32) -> ExecutorConfig {
-        ExecutorConfig {
-            entries: 8,
-            uring_flags: Some(flags),
-            ..ExecutorConfig::default()
-        }
+        ExecutorConfig { entries: 8, uring_flags: Some(flags), ..ExecutorConfig::default() }
     }
 
     #[test]
@@ -324,15 +306,10 @@ mod tests {
             (SETUP_DEFER_TASKRUN | SETUP_COOP_TASKRUN, "SINGLE_ISSUER"),
             (SETUP_TASKRUN_FLAG, "COOP_TASKRUN"),
             (SETUP_SQPOLL | SETUP_COOP_TASKRUN, "SQPOLL"),
-            (
-                SETUP_SQPOLL | SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN,
-                "SQPOLL",
-            ),
+            (SETUP_SQPOLL | SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN, "SQPOLL"),
             (1 << 30, "0x40000000"),
         ] {
-            let Err(error) = config(flags).build_ring() else {
-                panic!("{flags:#x} accepted")
-            };
+            let Err(error) = config(flags).build_ring() else { panic!("{flags:#x} accepted") };
             assert!(matches!(error, SetupError::Flags { .. }));
             assert!(error.to_string().contains(name), "{error}");
         }
@@ -341,13 +318,8 @@ mod tests {
     #[test]
     fn entries_out_of_range_are_refused_with_the_range() {
         for entries in [0, MAX_ENTRIES + 1] {
-            let config = ExecutorConfig {
-                entries,
-                ..ExecutorConfig::default()
-            };
-            let Err(error) = config.build_ring() else {
-                panic!("{entries} accepted")
-            };
+            let config = ExecutorConfig { entries, ..ExecutorConfig::default() };
+            let Err(error) = config.build_ring() else { panic!("{entries} accepted") };
             assert!(error.to_string().contains("32768"), "{error}");
         }
     }
@@ -365,10 +337,7 @@ mod tests {
             assert!(error.contains(cause) && error.contains(cure), "{error}");
         }
         for (value, cure) in [(1, "io_uring_group"), (2, "sysctl -w")] {
-            let error = SetupError::Denied {
-                io_uring_disabled: Some(value),
-            }
-            .to_string();
+            let error = SetupError::Denied { io_uring_disabled: Some(value) }.to_string();
             assert!(error.contains(cure), "{error}");
         }
     }

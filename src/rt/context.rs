@@ -115,10 +115,7 @@ impl Context {
     /// The context whose executor runs on this thread now.
     pub(crate) fn current() -> Option<Rc<Context>> {
         // None also while the thread is being torn down, when wakers may still come by.
-        CURRENT
-            .try_with(|current| current.borrow().clone())
-            .ok()
-            .flatten()
+        CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
     }
 
     /// # Panics
@@ -174,15 +171,15 @@ impl Context {
     pub(crate) fn cancel_quietly(&self, key: Key) {
         if self.in_flight.borrow_mut().get_mut(key).is_some() {
             // Its completion carries a key that is in no table, and is passed over.
-            self.driver
-                .borrow_mut()
-                .push(Key::NONE.0, Request::Cancel { token: key.0 });
+            self.driver.borrow_mut().push(Key::NONE.0, Request::Cancel { token: key.0 });
         }
     }
 
     pub(crate) fn cancel_all(&self) {
         let keys = self.in_flight.borrow().keys();
-        keys.into_iter().for_each(|key| self.cancel_quietly(key));
+        for key in keys {
+            self.cancel_quietly(key);
+        }
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -225,11 +222,7 @@ impl Context {
     }
 
     fn admit(&self, header: Arc<Header>, body: Body, live: Live) {
-        header.set_key(
-            self.tasks
-                .borrow_mut()
-                .insert(Some(Resident { body, live })),
-        );
+        header.set_key(self.tasks.borrow_mut().insert(Some(Resident { body, live })));
         self.make_ready(header);
     }
 
@@ -245,10 +238,7 @@ impl Context {
     pub(crate) fn ask_to_hop(&self, target: usize, waker: &Waker) -> bool {
         let may = self.running.get() == Running::SendTask;
         if may {
-            let asked_before = self.hop.replace(Some(Hop {
-                target,
-                waker: waker.clone(),
-            }));
+            let asked_before = self.hop.replace(Some(Hop { target, waker: waker.clone() }));
             drop(asked_before);
         }
         may
@@ -316,14 +306,7 @@ impl Context {
         let poll = self.poll(&header, &mut resident.body);
         let hop = self.hop.take();
         match (poll, hop, resident) {
-            (
-                Some(Poll::Pending),
-                Some(hop),
-                Resident {
-                    body: Body::Send(future),
-                    live,
-                },
-            ) => {
+            (Some(Poll::Pending), Some(hop), Resident { body: Body::Send(future), live }) => {
                 self.tasks.borrow_mut().remove(key);
                 self.depart(header, future, live, hop);
             }
@@ -381,10 +364,7 @@ impl Context {
     }
 
     fn is_root(&self, header: &Arc<Header>) -> bool {
-        self.root
-            .borrow()
-            .as_ref()
-            .is_some_and(|root| Arc::ptr_eq(root, header))
+        self.root.borrow().as_ref().is_some_and(|root| Arc::ptr_eq(root, header))
     }
 
     pub(crate) fn take_root_woken(&self) -> bool {

@@ -29,93 +29,38 @@ pub struct Timespec {
 /// Pointers lead into the operation's cell in the in-flight table; paths are zero-terminated.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-#[expect(
-    missing_docs,
-    reason = "the fields are those of the system call of the variant's name"
-)]
+#[expect(missing_docs, reason = "the fields are those of the system call of the variant's name")]
 pub enum Request {
     /// Completes at once with 0.
     Nop,
     /// `pread`.
-    Read {
-        fd: RawFd,
-        buf: *mut u8,
-        len: u32,
-        offset: u64,
-    },
+    Read { fd: RawFd, buf: *mut u8, len: u32, offset: u64 },
     /// `pwritev2` with `flags` (`RWF_*`).
-    Write {
-        fd: RawFd,
-        buf: *const u8,
-        len: u32,
-        offset: u64,
-        flags: i32,
-    },
+    Write { fd: RawFd, buf: *const u8, len: u32, offset: u64, flags: i32 },
     /// `fsync`, or `fdatasync`.
     Fsync { fd: RawFd, datasync: bool },
     /// `openat`; completes with a new descriptor.
-    Open {
-        dir: RawFd,
-        path: *const libc::c_char,
-        flags: i32,
-        mode: u32,
-    },
+    Open { dir: RawFd, path: *const libc::c_char, flags: i32, mode: u32 },
     /// `fallocate`.
-    Allocate {
-        fd: RawFd,
-        mode: i32,
-        offset: u64,
-        len: u64,
-    },
+    Allocate { fd: RawFd, mode: i32, offset: u64, len: u64 },
     /// `ftruncate`.
     Truncate { fd: RawFd, len: u64 },
     /// `renameat`.
-    Rename {
-        from_dir: RawFd,
-        from: *const libc::c_char,
-        to_dir: RawFd,
-        to: *const libc::c_char,
-    },
+    Rename { from_dir: RawFd, from: *const libc::c_char, to_dir: RawFd, to: *const libc::c_char },
     /// `unlinkat` with `flags`.
-    Unlink {
-        dir: RawFd,
-        path: *const libc::c_char,
-        flags: i32,
-    },
+    Unlink { dir: RawFd, path: *const libc::c_char, flags: i32 },
     /// `mkdirat`.
-    MakeDir {
-        dir: RawFd,
-        path: *const libc::c_char,
-        mode: u32,
-    },
+    MakeDir { dir: RawFd, path: *const libc::c_char, mode: u32 },
     /// `statx` of the descriptor itself.
     Stat { fd: RawFd, out: *mut libc::statx },
     /// `accept4`; completes with a new descriptor.
-    Accept {
-        fd: RawFd,
-        addr: *mut libc::sockaddr_storage,
-        len: *mut libc::socklen_t,
-    },
+    Accept { fd: RawFd, addr: *mut libc::sockaddr_storage, len: *mut libc::socklen_t },
     /// `connect`.
-    Connect {
-        fd: RawFd,
-        addr: *const libc::sockaddr_storage,
-        len: libc::socklen_t,
-    },
+    Connect { fd: RawFd, addr: *const libc::sockaddr_storage, len: libc::socklen_t },
     /// `recv`.
-    Recv {
-        fd: RawFd,
-        buf: *mut u8,
-        len: u32,
-        flags: i32,
-    },
+    Recv { fd: RawFd, buf: *mut u8, len: u32, flags: i32 },
     /// `send`.
-    Send {
-        fd: RawFd,
-        buf: *const u8,
-        len: u32,
-        flags: i32,
-    },
+    Send { fd: RawFd, buf: *const u8, len: u32, flags: i32 },
     /// `shutdown`.
     Shutdown { fd: RawFd, how: i32 },
     /// `close`.

@@ -17,10 +17,7 @@ pub(crate) struct Event(Mutex<State>);
 
 impl Event {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(State {
-            set: false,
-            waiters: Slab::new(),
-        }))
+        Self(Mutex::new(State { set: false, waiters: Slab::new() }))
     }
 
     pub(crate) fn set(&self) {
@@ -32,10 +29,7 @@ impl Event {
     }
 
     pub(crate) async fn wait(&self) {
-        let mut waiter = Waiter {
-            event: self,
-            key: Key::NONE,
-        };
+        let mut waiter = Waiter { event: self, key: Key::NONE };
         poll_fn(|cx| {
             let mut state = lock(&self.0);
             if state.set {

@@ -84,11 +84,7 @@ impl Executor {
         spin: Duration,
     ) -> Self {
         let context = Context::new(shared, index, driver);
-        Self {
-            context,
-            spinner: RefCell::new(Spinner::new(spin)),
-            not_send: PhantomData,
-        }
+        Self { context, spinner: RefCell::new(Spinner::new(spin)), not_send: PhantomData }
     }
 
     /// How other threads reach this executor. What they schedule runs when this thread is in
@@ -125,22 +121,19 @@ impl Executor {
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         let _entered = self.context.enter();
         let mut future = pin!(future);
-        let header = Header::new(
-            Arc::clone(self.context.shared()),
-            self.context.handle().index(),
-        );
+        let header = Header::new(Arc::clone(self.context.shared()), self.context.handle().index());
         let waker = Waker::from(Arc::clone(&header));
         self.context.set_root(Some(Arc::clone(&header)));
         let _cleared = ClearRoot(&self.context);
         self.context.make_ready(header); // the first poll
+        let mut cx = TaskContext::from_waker(&waker);
         let mut output = None;
         let driven = self.drive(|| {
-            if output.is_none() && self.context.take_root_woken() {
-                if let Poll::Ready(done) =
-                    future.as_mut().poll(&mut TaskContext::from_waker(&waker))
-                {
-                    output = Some(done);
-                }
+            if output.is_none()
+                && self.context.take_root_woken()
+                && let Poll::Ready(done) = future.as_mut().poll(&mut cx)
+            {
+                output = Some(done);
             }
             output.is_some()
         });
@@ -251,9 +244,7 @@ impl Drop for Executor {
 
 impl std::fmt::Debug for Executor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Executor")
-            .field("handle", &self.handle())
-            .finish_non_exhaustive()
+        f.debug_struct("Executor").field("handle", &self.handle()).finish_non_exhaustive()
     }
 }
 

@@ -57,11 +57,4 @@ macro_rules! from_std {
     };
 }
 
-from_std!(
-    std::fs::File,
-    TcpListener,
-    TcpStream,
-    UdpSocket,
-    UnixListener,
-    UnixStream
-);
+from_std!(std::fs::File, TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream);

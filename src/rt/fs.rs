@@ -47,11 +47,7 @@ pub(crate) unsafe fn filled<B: IoBufMut>(
 /// Resolves to the bytes read, which may be fewer than there is room for; 0 at the end of the
 /// file. See [`IoBufMut`] for what the buffer holds then.
 pub fn read<B: IoBufMut>(fd: &Fd, buf: B, offset: u64) -> Op<Read<B>> {
-    Op::new(Read {
-        fd: fd.clone(),
-        buf,
-        offset,
-    })
+    Op::new(Read { fd: fd.clone(), buf, offset })
 }
 
 /// See [`read`].
@@ -68,12 +64,7 @@ unsafe impl<B: IoBufMut> Operation for Read<B> {
 
     fn request(&mut self) -> Request {
         let len = clamp(self.buf.room());
-        Request::Read {
-            fd: self.fd.raw(),
-            buf: self.buf.ptr_mut(),
-            len,
-            offset: self.offset,
-        }
+        Request::Read { fd: self.fd.raw(), buf: self.buf.ptr_mut(), len, offset: self.offset }
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {
@@ -114,12 +105,7 @@ pub fn write<B: IoBuf>(fd: &Fd, buf: B, offset: u64) -> Op<Write<B>> {
 
 /// [`write`] with `RWF_*` flags of `pwritev2`, such as `RWF_DSYNC`.
 pub fn write_with<B: IoBuf>(fd: &Fd, buf: B, offset: u64, flags: i32) -> Op<Write<B>> {
-    Op::new(Write {
-        fd: fd.clone(),
-        buf,
-        offset,
-        flags,
-    })
+    Op::new(Write { fd: fd.clone(), buf, offset, flags })
 }
 
 /// See [`write`].
@@ -137,13 +123,7 @@ unsafe impl<B: IoBuf> Operation for Write<B> {
 
     fn request(&mut self) -> Request {
         let (buf, len) = (self.buf.ptr(), clamp(self.buf.len()));
-        Request::Write {
-            fd: self.fd.raw(),
-            buf,
-            len,
-            offset: self.offset,
-            flags: self.flags,
-        }
+        Request::Write { fd: self.fd.raw(), buf, len, offset: self.offset, flags: self.flags }
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {
@@ -201,10 +181,7 @@ unsafe impl Operation for Plain {
 
 /// Makes an operation of a request that points to nothing.
 pub(crate) fn plain(fd: Option<&Fd>, request: Request) -> Op<Plain> {
-    Op::new(Plain {
-        _fd: fd.cloned(),
-        request,
-    })
+    Op::new(Plain { _fd: fd.cloned(), request })
 }
 
 /// Completes at once: what one operation costs, and nothing else.
@@ -217,26 +194,12 @@ pub fn nop() -> Op<Plain> {
 /// Covers the writes that had **completed** before it was submitted; on a directory, the names
 /// in it. After an error nothing is known of what it should have covered: do not try again.
 pub fn fsync(fd: &Fd, datasync: bool) -> Op<Plain> {
-    plain(
-        Some(fd),
-        Request::Fsync {
-            fd: fd.raw(),
-            datasync,
-        },
-    )
+    plain(Some(fd), Request::Fsync { fd: fd.raw(), datasync })
 }
 
 /// Reserves space, `fallocate(2)`: `mode` 0 also grows the file.
 pub fn allocate(fd: &Fd, mode: i32, offset: u64, len: u64) -> Op<Plain> {
-    plain(
-        Some(fd),
-        Request::Allocate {
-            fd: fd.raw(),
-            mode,
-            offset,
-            len,
-        },
-    )
+    plain(Some(fd), Request::Allocate { fd: fd.raw(), mode, offset, len })
 }
 
 /// Makes the file `len` bytes long.
@@ -266,12 +229,8 @@ fn dir_fd(dir: Option<&Fd>) -> RawFd {
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| {
-        io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the path has a zero byte in it",
-        )
-    })
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the path has a zero byte in it"))
 }
 
 /// Opens a file with `open(2)` flags (`O_CLOEXEC` is added) and, for new files, `mode`.
@@ -282,13 +241,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
 pub async fn open(dir: Option<&Fd>, path: &Path, flags: i32, mode: u32) -> io::Result<Fd> {
     let path = c_path(path)?;
     let flags = flags | libc::O_CLOEXEC;
-    Op::new(Open {
-        dir: dir.cloned(),
-        path,
-        flags,
-        mode,
-    })
-    .await
+    Op::new(Open { dir: dir.cloned(), path, flags, mode }).await
 }
 
 /// See [`open`].
@@ -340,17 +293,8 @@ unsafe impl Operation for Names {
         let [dir, to_dir] = self.dirs.each_ref().map(|dir| dir_fd(dir.as_ref()));
         let [path, to] = self.paths.each_ref().map(|path| path.as_ptr());
         match self.change {
-            Change::Rename => Request::Rename {
-                from_dir: dir,
-                from: path,
-                to_dir,
-                to,
-            },
-            Change::Unlink => Request::Unlink {
-                dir,
-                path,
-                flags: 0,
-            },
+            Change::Rename => Request::Rename { from_dir: dir, from: path, to_dir, to },
+            Change::Unlink => Request::Unlink { dir, path, flags: 0 },
             Change::MakeDir { mode } => Request::MakeDir { dir, path, mode },
         }
     }
@@ -373,12 +317,7 @@ pub async fn rename(
 ) -> io::Result<()> {
     let paths = [c_path(from)?, c_path(to)?];
     let dirs = [from_dir.cloned(), to_dir.cloned()];
-    Op::new(Names {
-        dirs,
-        paths,
-        change: Change::Rename,
-    })
-    .await
+    Op::new(Names { dirs, paths, change: Change::Rename }).await
 }
 
 /// Removes a file's name. Durable after an [`fsync`] of the directory.
@@ -388,12 +327,7 @@ pub async fn rename(
 /// Those of `unlinkat(2)`; `InvalidInput` for a path with a zero byte.
 pub async fn unlink(dir: Option<&Fd>, path: &Path) -> io::Result<()> {
     let paths = [c_path(path)?, CString::default()];
-    Op::new(Names {
-        dirs: [dir.cloned(), None],
-        paths,
-        change: Change::Unlink,
-    })
-    .await
+    Op::new(Names { dirs: [dir.cloned(), None], paths, change: Change::Unlink }).await
 }
 
 /// Makes a directory. Durable after an [`fsync`] of the one it is in.
@@ -403,20 +337,12 @@ pub async fn unlink(dir: Option<&Fd>, path: &Path) -> io::Result<()> {
 /// Those of `mkdirat(2)`; `InvalidInput` for a path with a zero byte.
 pub async fn make_dir(dir: Option<&Fd>, path: &Path, mode: u32) -> io::Result<()> {
     let paths = [c_path(path)?, CString::default()];
-    Op::new(Names {
-        dirs: [dir.cloned(), None],
-        paths,
-        change: Change::MakeDir { mode },
-    })
-    .await
+    Op::new(Names { dirs: [dir.cloned(), None], paths, change: Change::MakeDir { mode } }).await
 }
 
 /// The length of an open file in bytes.
 pub fn file_len(fd: &Fd) -> Op<Stat> {
-    Op::new(Stat {
-        fd: fd.clone(),
-        out: MaybeUninit::zeroed(),
-    })
+    Op::new(Stat { fd: fd.clone(), out: MaybeUninit::zeroed() })
 }
 
 /// See [`file_len`].
@@ -430,10 +356,7 @@ unsafe impl Operation for Stat {
     type Output = io::Result<u64>;
 
     fn request(&mut self) -> Request {
-        Request::Stat {
-            fd: self.fd.raw(),
-            out: self.out.as_mut_ptr(),
-        }
+        Request::Stat { fd: self.fd.raw(), out: self.out.as_mut_ptr() }
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {

@@ -58,11 +58,7 @@ impl Shared {
         // Once every mailbox is draining, only live tasks make new ones: zero is final.
         self.draining.store(true, Ordering::SeqCst);
         let start = Instant::now();
-        let mut guard = self
-            .idle
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut guard = self.idle.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         while self.live() > 0 {
             let Some(left) = grace.checked_sub(start.elapsed()) else {
                 return;
@@ -134,12 +130,7 @@ impl Handle {
     {
         let header = Header::new(Arc::clone(&self.shared), self.index);
         let (task, future) = join(&header, |finish| Box::pin(finish.run(future)) as SendFuture);
-        self.offer(Message::Arrive(
-            header,
-            future,
-            Live::new(&self.shared),
-            None,
-        ));
+        self.offer(Message::Arrive(header, future, Live::new(&self.shared), None));
         task
     }
 
@@ -206,9 +197,7 @@ impl Eq for Handle {}
 
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle")
-            .field("index", &self.index)
-            .finish_non_exhaustive()
+        f.debug_struct("Handle").field("index", &self.index).finish_non_exhaustive()
     }
 }
 
@@ -276,9 +265,7 @@ impl From<HopError> for std::io::Error {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn schedule_on(target: &Handle) -> ScheduleOn {
-    ScheduleOn {
-        target: target.clone(),
-    }
+    ScheduleOn { target: target.clone() }
 }
 
 /// The future of [`schedule_on`].

@@ -79,11 +79,7 @@ impl<T> Promise<T> {
 impl<T> Drop for Promise<T> {
     fn drop(&mut self) {
         let cancelled = self.header.is_cancelled();
-        self.set(Err(if cancelled {
-            JoinError::Cancelled
-        } else {
-            JoinError::Stopped
-        }));
+        self.set(Err(if cancelled { JoinError::Cancelled } else { JoinError::Stopped }));
     }
 }
 
@@ -140,9 +136,7 @@ impl<T> Future for Task<T> {
 
 impl<T> fmt::Debug for Task<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Task")
-            .field("finished", &self.is_finished())
-            .finish()
+        f.debug_struct("Task").field("finished", &self.is_finished()).finish()
     }
 }
 
@@ -152,17 +146,8 @@ where
     W: FnOnce(Finish<T>) -> F,
 {
     let cell = Arc::new(JoinCell(Mutex::new(Outcome::Awaited(None))));
-    let promise = Promise {
-        cell: Arc::clone(&cell),
-        header: Arc::clone(header),
-    };
-    (
-        Task {
-            cell,
-            header: Arc::clone(header),
-        },
-        wrap(Finish(promise)),
-    )
+    let promise = Promise { cell: Arc::clone(&cell), header: Arc::clone(header) };
+    (Task { cell, header: Arc::clone(header) }, wrap(Finish(promise)))
 }
 
 /// What a task's wrapper does: run the future to its end or its panic, and keep the promise.
@@ -173,12 +158,10 @@ impl<T> Finish<T> {
         let promise = self.0;
         let outcome = {
             let mut future = pin!(future);
-            poll_fn(
-                |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-                    Ok(poll) => poll.map(Ok),
-                    Err(panic) => Poll::Ready(Err(JoinError::Panicked(message(panic)))),
-                },
-            )
+            poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+                Ok(poll) => poll.map(Ok),
+                Err(panic) => Poll::Ready(Err(JoinError::Panicked(message(panic)))),
+            })
             .await
             // The future is dropped here, before anyone hears that it is done.
         };

@@ -58,16 +58,9 @@ pub(crate) struct Mailbox<M = Message> {
 
 impl<M> Mailbox<M> {
     pub(crate) fn new() -> Self {
-        let inbox = Inbox {
-            messages: Vec::new(),
-            parked: false,
-            phase: Phase::Open,
-            unparker: None,
-        };
-        Self {
-            inbox: Mutex::new(inbox),
-            pending: AtomicBool::new(false),
-        }
+        let inbox =
+            Inbox { messages: Vec::new(), parked: false, phase: Phase::Open, unparker: None };
+        Self { inbox: Mutex::new(inbox), pending: AtomicBool::new(false) }
     }
 
     /// The owner has a driver now, and this ends its waits.
@@ -97,11 +90,7 @@ impl<M> Mailbox<M> {
     }
 
     fn claim_wake(inbox: &mut Inbox<M>) -> Option<Arc<dyn Unpark>> {
-        if std::mem::take(&mut inbox.parked) {
-            inbox.unparker.clone()
-        } else {
-            None
-        }
+        if std::mem::take(&mut inbox.parked) { inbox.unparker.clone() } else { None }
     }
 
     /// Goes on to `phase`, never back, and wakes the owner to see it.
@@ -146,7 +135,7 @@ impl<M> Mailbox<M> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(ringlog_loom)))]
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
@@ -192,7 +181,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, ringlog_loom))]
 mod loom_tests {
     use super::*;
     use loom::sync::{Arc as LoomArc, Condvar};

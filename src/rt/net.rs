@@ -14,10 +14,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Accepts one connection on a listening socket.
 pub fn accept(listener: &Fd) -> Op<Accept> {
-    Op::new(Accept {
-        fd: listener.clone(),
-        peer: Raw::room(),
-    })
+    Op::new(Accept { fd: listener.clone(), peer: Raw::room() })
 }
 
 /// See [`accept`].
@@ -32,11 +29,7 @@ unsafe impl Operation for Accept {
 
     fn request(&mut self) -> Request {
         let Raw { storage, len } = &mut self.peer;
-        Request::Accept {
-            fd: self.fd.raw(),
-            addr: storage,
-            len,
-        }
+        Request::Accept { fd: self.fd.raw(), addr: storage, len }
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {
@@ -68,11 +61,7 @@ pub fn socket(address: &Address) -> io::Result<Fd> {
 /// Those of `connect(2)`; `InvalidInput` for an address that no socket can have.
 pub async fn connect(fd: &Fd, address: &Address) -> io::Result<()> {
     let peer = Raw::new(address)?;
-    Op::new(Connect {
-        fd: fd.clone(),
-        peer,
-    })
-    .await
+    Op::new(Connect { fd: fd.clone(), peer }).await
 }
 
 struct Connect {
@@ -100,11 +89,7 @@ unsafe impl Operation for Connect {
 /// Receives into `buf`, as far as its room goes, with `MSG_*` flags. Resolves to the bytes
 /// received; 0 when the peer has finished. See [`IoBufMut`] for what the buffer holds then.
 pub fn recv<B: IoBufMut>(fd: &Fd, buf: B, flags: i32) -> Op<Recv<B>> {
-    Op::new(Recv {
-        fd: fd.clone(),
-        buf,
-        flags,
-    })
+    Op::new(Recv { fd: fd.clone(), buf, flags })
 }
 
 /// See [`recv`].
@@ -121,18 +106,13 @@ unsafe impl<B: IoBufMut> Operation for Recv<B> {
 
     fn request(&mut self) -> Request {
         let len = clamp(self.buf.room());
-        Request::Recv {
-            fd: self.fd.raw(),
-            buf: self.buf.ptr_mut(),
-            len,
-            flags: self.flags,
-        }
+        Request::Recv { fd: self.fd.raw(), buf: self.buf.ptr_mut(), len, flags: self.flags }
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {
-        // SAFETY: the result is the kernel's count. (With `MSG_TRUNC` on a datagram socket it may
-        // be more than the room: cut, since only so much was written.)
+        // With `MSG_TRUNC` a datagram's whole length is told: cut, since only the room was filled.
         let result = result.map(|n| n.min(clamp(self.buf.room())));
+        // SAFETY: the result is the kernel's count, and within the room.
         unsafe { filled(result, self.buf) }
     }
 }
@@ -140,11 +120,7 @@ unsafe impl<B: IoBufMut> Operation for Recv<B> {
 /// Sends `buf` with `MSG_*` flags; a peer that is gone is an error, never a `SIGPIPE`. Resolves to
 /// the bytes sent, which may be fewer: see [`send_all`].
 pub fn send<B: IoBuf>(fd: &Fd, buf: B, flags: i32) -> Op<Send<B>> {
-    Op::new(Send {
-        fd: fd.clone(),
-        buf,
-        flags: flags | libc::MSG_NOSIGNAL,
-    })
+    Op::new(Send { fd: fd.clone(), buf, flags: flags | libc::MSG_NOSIGNAL })
 }
 
 /// See [`send`].
@@ -161,12 +137,7 @@ unsafe impl<B: IoBuf> Operation for Send<B> {
 
     fn request(&mut self) -> Request {
         let (buf, len) = (self.buf.ptr(), clamp(self.buf.len()));
-        Request::Send {
-            fd: self.fd.raw(),
-            buf,
-            len,
-            flags: self.flags,
-        }
+        Request::Send { fd: self.fd.raw(), buf, len, flags: self.flags }
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {

@@ -113,9 +113,7 @@ impl<T: Operation> Unpin for Op<T> {}
 
 impl<T: Operation> Op<T> {
     pub(crate) fn new(payload: T) -> Self {
-        Self {
-            state: State::Idle(payload),
-        }
+        Self { state: State::Idle(payload) }
     }
 
     /// Submits the operation now, if that has not happened, and names it.
@@ -144,13 +142,7 @@ impl<T: Operation> Op<T> {
             // SAFETY: the cell was made on the line above and nobody else has it.
             let request = unsafe { cell.with_payload(T::request) };
             let key = context.submit(Arc::clone(&cell) as Arc<dyn InFlight>, request);
-            self.state = State::InFlight {
-                cell,
-                id: OpId {
-                    home: context.handle(),
-                    key,
-                },
-            };
+            self.state = State::InFlight { cell, id: OpId { home: context.handle(), key } };
         }
     }
 }

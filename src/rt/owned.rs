@@ -43,11 +43,7 @@ impl<T: 'static> Owned<T> {
     pub fn new(value: T) -> Self {
         let context = Context::current().expect("Owned::new was called outside of an executor");
         let key = context.owned().borrow_mut().insert(Rc::new(value));
-        Self {
-            home: context.handle(),
-            key,
-            names: PhantomData,
-        }
+        Self { home: context.handle(), key, names: PhantomData }
     }
 
     /// The thread that the value lives on.
@@ -69,7 +65,10 @@ impl<T: 'static> Owned<T> {
             let value = Context::current()
                 .and_then(|context| context.owned().borrow_mut().get_mut(key).cloned())
                 .and_then(|value| value.downcast::<T>().ok());
-            async move { work(value.expect("the handle keeps its value")).await }
+            async move {
+                let Some(value) = value else { unreachable!("the handle keeps its value") };
+                work(value).await
+            }
         })
     }
 }
@@ -83,8 +82,6 @@ impl<T> Drop for Owned<T> {
 
 impl<T> fmt::Debug for Owned<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Owned")
-            .field("home", &self.home)
-            .finish_non_exhaustive()
+        f.debug_struct("Owned").field("home", &self.home).finish_non_exhaustive()
     }
 }

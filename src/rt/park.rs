@@ -39,10 +39,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
         Context::current().is_none(),
         "rt::block_on inside a task would stop the executor's thread: await the future instead"
     );
-    let parked = Arc::new(Parked {
-        woken: AtomicBool::new(false),
-        thread: std::thread::current(),
-    });
+    let parked = Arc::new(Parked { woken: AtomicBool::new(false), thread: std::thread::current() });
     let waker = Arc::clone(&parked).into();
     let mut cx = TaskContext::from_waker(&waker);
     let mut future = pin!(future);

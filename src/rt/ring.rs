@@ -51,7 +51,7 @@ impl Unpark for Bell {
 
 /// See the module.
 pub(crate) struct Ring {
-    ring: IoUring,
+    uring: IoUring,
     backlog: VecDeque<Entry>,
     bell: Arc<Bell>,
     /// Whether the multishot poll of the bell is with the kernel. It owns no memory.
@@ -61,14 +61,9 @@ pub(crate) struct Ring {
 impl Ring {
     /// On the thread that will use it: a single-issuer ring belongs to its maker.
     pub(crate) fn new(config: &ExecutorConfig) -> Result<Self, SetupError> {
-        let ring = config.build_ring()?;
+        let uring = config.build_ring()?;
         let bell = Bell::new().map_err(SetupError::from_errno)?;
-        Ok(Self {
-            ring,
-            backlog: VecDeque::new(),
-            bell,
-            bell_armed: false,
-        })
+        Ok(Self { uring, backlog: VecDeque::new(), bell, bell_armed: false })
     }
 
     fn queue(&mut self, entry: Entry) {
@@ -79,7 +74,7 @@ impl Ring {
 
     fn push_now(&mut self, entry: &Entry) -> bool {
         // SAFETY: the executor keeps the entry's memory until its completion (`Driver`'s contract).
-        unsafe { self.ring.submission().push(entry) }.is_ok()
+        unsafe { self.uring.submission().push(entry) }.is_ok()
     }
 
     /// Moves what waits into the queue, as far as there is room.
@@ -93,14 +88,11 @@ impl Ring {
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) {
-        for entry in self.ring.completion() {
+        for entry in self.uring.completion() {
             if entry.user_data() == WAKE_TOKEN {
                 self.bell_armed &= cqueue::more(entry.flags());
             } else {
-                done.push(Completion {
-                    token: entry.user_data(),
-                    result: entry.result(),
-                });
+                done.push(Completion { token: entry.user_data(), result: entry.result() });
             }
         }
     }
@@ -117,7 +109,7 @@ impl Ring {
 
     /// One system call. What it could not do now is tried again by the next.
     fn call(&mut self, want: usize) -> io::Result<()> {
-        match self.ring.submit_and_wait(want) {
+        match self.uring.submit_and_wait(want) {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 // A signal; no memory for requests just now; completions to be taken first.
@@ -143,7 +135,7 @@ unsafe impl Driver for Ring {
         }
         loop {
             self.fill();
-            let queue = self.ring.submission();
+            let queue = self.uring.submission();
             let (queued, kernel_waits) = (queue.len(), queue.taskrun() || queue.cq_overflow());
             drop(queue);
             self.reap(done);
@@ -156,11 +148,11 @@ unsafe impl Driver for Ring {
             if self.backlog.is_empty() {
                 return Ok(());
             }
-            let queue = self.ring.submission();
+            let queue = self.uring.submission();
             let full = queue.is_full();
             drop(queue);
-            if full && self.ring.params().is_setup_sqpoll() {
-                self.ring.submitter().squeue_wait()?; // the kernel's thread empties the queue
+            if full && self.uring.params().is_setup_sqpoll() {
+                self.uring.submitter().squeue_wait()?; // the kernel's thread empties the queue
             } else if full {
                 return Ok(()); // nothing was taken: the caller reaps, and comes again
             }
@@ -168,7 +160,7 @@ unsafe impl Driver for Ring {
     }
 
     fn ready(&mut self) -> bool {
-        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
+        !self.uring.completion().is_empty() || self.uring.submission().taskrun()
     }
 
     fn unparker(&self) -> Arc<dyn Unpark> {
@@ -184,55 +176,26 @@ unsafe impl Driver for Ring {
 fn entry(request: Request) -> Entry {
     match request {
         Request::Nop => opcode::Nop::new().build(),
-        Request::Read {
-            fd,
-            buf,
-            len,
-            offset,
-        } => opcode::Read::new(Fd(fd), buf, len).offset(offset).build(),
-        Request::Write {
-            fd,
-            buf,
-            len,
-            offset,
-            flags,
-        } => opcode::Write::new(Fd(fd), buf, len)
-            .offset(offset)
-            .rw_flags(flags)
-            .build(),
+        Request::Read { fd, buf, len, offset } => {
+            opcode::Read::new(Fd(fd), buf, len).offset(offset).build()
+        }
+        Request::Write { fd, buf, len, offset, flags } => {
+            opcode::Write::new(Fd(fd), buf, len).offset(offset).rw_flags(flags).build()
+        }
         Request::Fsync { fd, datasync } => {
-            let flags = if datasync {
-                FsyncFlags::DATASYNC
-            } else {
-                FsyncFlags::empty()
-            };
+            let flags = if datasync { FsyncFlags::DATASYNC } else { FsyncFlags::empty() };
             opcode::Fsync::new(Fd(fd)).flags(flags).build()
         }
-        Request::Open {
-            dir,
-            path,
-            flags,
-            mode,
-        } => opcode::OpenAt::new(Fd(dir), path)
-            .flags(flags)
-            .mode(mode)
-            .build(),
-        Request::Allocate {
-            fd,
-            mode,
-            offset,
-            len,
-        } => opcode::Fallocate::new(Fd(fd), len)
-            .offset(offset)
-            .mode(mode)
-            .build(),
+        Request::Open { dir, path, flags, mode } => {
+            opcode::OpenAt::new(Fd(dir), path).flags(flags).mode(mode).build()
+        }
+        Request::Allocate { fd, mode, offset, len } => {
+            opcode::Fallocate::new(Fd(fd), len).offset(offset).mode(mode).build()
+        }
         Request::Truncate { fd, len } => opcode::Ftruncate::new(Fd(fd), len).build(),
-        Request::Rename {
-            from_dir,
-            from,
-            to_dir,
-            to,
-        } => opcode::RenameAt::new(Fd(from_dir), from, Fd(to_dir), to).build(),
+        Request::Rename { from_dir, from, to_dir, to } => {
+            opcode::RenameAt::new(Fd(from_dir), from, Fd(to_dir), to).build()
+        }
         Request::Unlink { dir, path, flags } => {
             opcode::UnlinkAt::new(Fd(dir), path).flags(flags).build()
         }
@@ -245,24 +208,18 @@ fn entry(request: Request) -> Entry {
                 .mask(libc::STATX_BASIC_STATS)
                 .build()
         }
-        Request::Accept { fd, addr, len } => opcode::Accept::new(Fd(fd), addr.cast(), len)
-            .flags(libc::SOCK_CLOEXEC)
-            .build(),
+        Request::Accept { fd, addr, len } => {
+            opcode::Accept::new(Fd(fd), addr.cast(), len).flags(libc::SOCK_CLOEXEC).build()
+        }
         Request::Connect { fd, addr, len } => {
             opcode::Connect::new(Fd(fd), addr.cast(), len).build()
         }
-        Request::Recv {
-            fd,
-            buf,
-            len,
-            flags,
-        } => opcode::Recv::new(Fd(fd), buf, len).flags(flags).build(),
-        Request::Send {
-            fd,
-            buf,
-            len,
-            flags,
-        } => opcode::Send::new(Fd(fd), buf, len).flags(flags).build(),
+        Request::Recv { fd, buf, len, flags } => {
+            opcode::Recv::new(Fd(fd), buf, len).flags(flags).build()
+        }
+        Request::Send { fd, buf, len, flags } => {
+            opcode::Send::new(Fd(fd), buf, len).flags(flags).build()
+        }
         Request::Shutdown { fd, how } => opcode::Shutdown::new(Fd(fd), how).build(),
         Request::Close { fd } => opcode::Close::new(Fd(fd)).build(),
         Request::Timeout { after } => {

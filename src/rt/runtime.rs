@@ -135,15 +135,10 @@ impl Runtime {
     /// [`SetupError`] if a thread or its ring could not be had; then none is left running.
     pub fn start(config: RuntimeConfig) -> Result<Self, SetupError> {
         let threads = config.num_threads.max(1);
-        let cores = if config.pin_threads {
-            allowed_cores().map_err(SetupError::Io)?
-        } else {
-            Vec::new()
-        };
+        let cores =
+            if config.pin_threads { allowed_cores().map_err(SetupError::Io)? } else { Vec::new() };
         let shared = Shared::new(threads);
-        let handles = (0..threads)
-            .map(|i| Handle::new(Arc::clone(&shared), i))
-            .collect();
+        let handles = (0..threads).map(|i| Handle::new(Arc::clone(&shared), i)).collect();
         let mut runtime = Self {
             handles,
             next: AtomicUsize::new(0),
@@ -163,9 +158,7 @@ impl Runtime {
             let report = report.clone();
             let thread = std::thread::Builder::new().name(format!("ringlog-{index}"));
             // On an error, dropping the runtime stops the threads that did start.
-            let thread = thread
-                .spawn(move || worker.run(&report))
-                .map_err(SetupError::Io)?;
+            let thread = thread.spawn(move || worker.run(&report)).map_err(SetupError::Io)?;
             runtime.threads.push(thread);
         }
         drop(report);
@@ -240,11 +233,7 @@ impl Runtime {
             }
         }
         failure?;
-        if abandoned > 0 {
-            Err(StopError::Abandoned { tasks: abandoned })
-        } else {
-            Ok(())
-        }
+        if abandoned > 0 { Err(StopError::Abandoned { tasks: abandoned }) } else { Ok(()) }
     }
 }
 
@@ -286,11 +275,6 @@ impl Worker {
         }
         let driver = Box::new(Ring::new(&self.config)?);
         let spin = self.config.spin.unwrap_or(self.spin);
-        Ok(Executor::on(
-            Arc::clone(&self.shared),
-            self.index,
-            driver,
-            spin,
-        ))
+        Ok(Executor::on(Arc::clone(&self.shared), self.index, driver, spin))
     }
 }

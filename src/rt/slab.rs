@@ -39,11 +39,7 @@ pub(crate) struct Slab<T> {
 
 impl<T> Slab<T> {
     pub(crate) const fn new() -> Self {
-        Self {
-            slots: Vec::new(),
-            free: Vec::new(),
-            len: 0,
-        }
+        Self { slots: Vec::new(), free: Vec::new(), len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -59,10 +55,7 @@ impl<T> Slab<T> {
         }
         let index = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
         assert!(index != u32::MAX, "more than 2^32 - 1 values in one slab");
-        self.slots.push(Slot {
-            generation: 0,
-            value: Some(value),
-        });
+        self.slots.push(Slot { generation: 0, value: Some(value) });
         Key::new(index, 0)
     }
 
@@ -94,11 +87,7 @@ impl<T> Slab<T> {
 
     /// The keys of all values, in no order.
     pub(crate) fn keys(&self) -> Vec<Key> {
-        let occupied = self
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(_, slot)| slot.value.is_some());
+        let occupied = self.slots.iter().enumerate().filter(|(_, slot)| slot.value.is_some());
         occupied
             .filter_map(|(index, slot)| Some(Key::new(u32::try_from(index).ok()?, slot.generation)))
             .collect()

@@ -23,19 +23,11 @@ impl Spinner {
     /// What to use where nothing is configured, on a host where `threads` spin.
     pub(crate) fn default_limit(threads: usize) -> Duration {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        if cores > threads {
-            Duration::from_micros(20)
-        } else {
-            Duration::ZERO
-        }
+        if cores > threads { Duration::from_micros(20) } else { Duration::ZERO }
     }
 
     pub(crate) fn new(limit: Duration) -> Self {
-        Self {
-            limit,
-            in_vain: 0,
-            resting: 0,
-        }
+        Self { limit, in_vain: 0, resting: 0 }
     }
 
     /// Whether a spin is worth trying now.

@@ -1,32 +1,30 @@
 //! The synchronisation types that loom can take over.
 //!
-//! Under `--cfg loom` they are loom's, so that every interleaving of the op cell, the mailbox and
+//! Under `--cfg ringlog_loom` they are loom's, so that every interleaving of the op cell, the mailbox and
 //! the task header can be explored; otherwise they are the standard library's. Only what the three
 //! use is here.
 
-#[cfg(not(loom))]
+#[cfg(not(ringlog_loom))]
 pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
 
-#[cfg(loom)]
+#[cfg(ringlog_loom)]
 pub(crate) use loom::sync::{Mutex, MutexGuard, atomic};
 
-#[cfg(loom)]
+#[cfg(ringlog_loom)]
 pub(crate) use loom::cell::UnsafeCell;
 
 /// Locks, whoever panicked before: no critical section of this crate runs foreign code or leaves
 /// its data half changed, so a poisoned lock says nothing.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// `std::cell::UnsafeCell` with the closure interface of loom's.
-#[cfg(not(loom))]
+#[cfg(not(ringlog_loom))]
 #[derive(Debug)]
 pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
 
-#[cfg(not(loom))]
+#[cfg(not(ringlog_loom))]
 impl<T> UnsafeCell<T> {
     pub(crate) const fn new(value: T) -> Self {
         Self(std::cell::UnsafeCell::new(value))

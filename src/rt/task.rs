@@ -131,7 +131,7 @@ impl Wake for Header {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, ringlog_loom))]
 mod loom_tests {
     use super::*;
     use loom::sync::Arc;

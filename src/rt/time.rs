@@ -38,9 +38,7 @@ unsafe impl Operation for Timeout {
     type Output = io::Result<()>;
 
     fn request(&mut self) -> Request {
-        Request::Timeout {
-            after: &raw const self.after,
-        }
+        Request::Timeout { after: &raw const self.after }
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {

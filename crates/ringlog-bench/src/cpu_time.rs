@@ -25,10 +25,9 @@ impl Sub for Usage {
     type Output = Self;
 
     fn sub(self, earlier: Self) -> Self {
-        let Self { ran, waited } = self;
         Self {
-            ran: ran - earlier.ran,
-            waited: waited.saturating_sub(earlier.waited),
+            ran: self.ran.saturating_sub(earlier.ran),
+            waited: self.waited.saturating_sub(earlier.waited),
         }
     }
 }

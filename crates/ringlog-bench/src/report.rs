@@ -27,6 +27,9 @@ const COLUMNS: [Column; 13] = [
     Column("CPU vs", "ringlog", 8),
 ];
 
+/// The share of time waited for a CPU above which the table says that a run was disturbed.
+const TOLERATED_WAIT: f64 = 0.05;
+
 /// A whole run.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -76,6 +79,13 @@ impl Cell {
 }
 
 impl Report {
+    /// Whether a server or the load generator had to share its CPU. Without pinning they may well
+    /// have shared one with each other, which is no disturbance.
+    fn is_disturbed(&self) -> bool {
+        let waited = |cell: &Cell| cell.median().is_some_and(|it| it.waited > TOLERATED_WAIT);
+        self.placement.is_some() && self.cells.iter().any(waited)
+    }
+
     /// The figures that those of other engines with as many connections are compared with.
     fn baseline(&self, connections: usize) -> Option<&Sample> {
         let same = |cell: &&Cell| cell.engine == Engine::Ringlog && cell.connections == connections;
@@ -118,6 +128,16 @@ impl Display for Report {
             }
             row(f, cell, self.baseline(cell.connections))?;
         }
+        if self.is_disturbed() {
+            writeln!(
+                f,
+                "\nOther programs had these CPUs for a part of the time: see `waited`."
+            )?;
+            writeln!(
+                f,
+                "These figures are not worth quoting; repeat the run on a quieter machine."
+            )?;
+        }
         Ok(())
     }
 }
@@ -128,8 +148,8 @@ fn heading(f: &mut Formatter<'_>, connections: usize) -> fmt::Result {
         "\n{connections} connection{}",
         if connections == 1 { "" } else { "s" }
     )?;
-    line(f, COLUMNS.map(|Column(above, _, _)| above))?;
-    line(f, COLUMNS.map(|Column(_, below, _)| below))
+    line(f, &COLUMNS.map(|Column(above, _, _)| above))?;
+    line(f, &COLUMNS.map(|Column(_, below, _)| below))
 }
 
 fn row(f: &mut Formatter<'_>, cell: &Cell, baseline: Option<&Sample>) -> fmt::Result {
@@ -142,7 +162,7 @@ fn row(f: &mut Formatter<'_>, cell: &Cell, baseline: Option<&Sample>) -> fmt::Re
     let us = |value: f64| format!("{value:.1}");
     line(
         f,
-        [
+        &[
             engine,
             format!("{:.0}", median.requests_per_second),
             percent(summary.spread),
@@ -167,8 +187,8 @@ fn row(f: &mut Formatter<'_>, cell: &Cell, baseline: Option<&Sample>) -> fmt::Re
 }
 
 /// Writes one line of the table: the engine flush left, all figures flush right.
-fn line<T: AsRef<str>>(f: &mut Formatter<'_>, texts: [T; COLUMNS.len()]) -> fmt::Result {
-    let [engine, figures @ ..] = &texts;
+fn line<T: AsRef<str>>(f: &mut Formatter<'_>, texts: &[T; COLUMNS.len()]) -> fmt::Result {
+    let [engine, figures @ ..] = texts;
     let [Column(.., first), others @ ..] = &COLUMNS;
     write!(f, "{:<first$}", engine.as_ref())?;
     for (figure, Column(.., width)) in figures.iter().zip(others) {

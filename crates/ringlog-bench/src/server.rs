@@ -78,7 +78,7 @@ impl Server {
         self.clock.now()
     }
 
-    /// Stops the server and puts what it wrote on its standard error, if anything, before `error`.
+    /// Stops the server and adds what it wrote on its standard error, if anything, to `error`.
     pub fn explain(mut self, error: anyhow::Error) -> anyhow::Error {
         self.process.explain(error)
     }
@@ -118,7 +118,7 @@ impl Process {
         if lines.peek().is_none() {
             return error;
         }
-        anyhow!("{} ({error:#})", lines.collect::<Vec<_>>().join("; "))
+        anyhow!("{error:#}: {}", lines.collect::<Vec<_>>().join("; "))
     }
 
     fn stop(&mut self) {

@@ -1,7 +1,7 @@
 //! An echo benchmark: the same small TCP server on several runtimes, side by side.
 
-use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -101,15 +101,23 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let Cli { options, command } = Cli::parse();
-    match command {
+    let result = match command {
         Some(Command::Serve {
             engine,
             cpu,
             lifetime,
         }) => server::serve(engine, cpu, lifetime),
         None => compare(options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // On one line, since a server's is put into the table.
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -153,37 +161,36 @@ fn compare(mut options: Options) -> Result<()> {
 /// Runs all rounds. A cell that fails is not tried again.
 fn measure_all(options: &Options, placement: Option<Placement>) -> Vec<Cell> {
     let progress = std::io::stderr().is_terminal();
-    let cells = || {
-        let connections = options.connections.iter();
-        connections.flat_map(|&n| options.engines.iter().map(move |&engine| (engine, n)))
-    };
-    let mut samples: HashMap<_, Result<Vec<Sample>>> = HashMap::new();
+    let pairs = options.connections.iter().flat_map(|&connections| {
+        options
+            .engines
+            .iter()
+            .map(move |&engine| (engine, connections))
+    });
+    let mut cells: Vec<_> = pairs.map(|pair| (pair, Ok(Vec::new()))).collect();
     for round in 1..=options.rounds {
-        for (engine, connections) in cells() {
-            let cell = samples
-                .entry((engine, connections))
-                .or_insert_with(|| Ok(Vec::new()));
-            let Ok(rounds) = cell else { continue };
+        for ((engine, connections), samples) in &mut cells {
+            let Ok(rounds) = samples else { continue };
             if progress {
                 eprintln!(
                     "round {round} of {}: {engine}, {connections}",
                     options.rounds
                 );
             }
-            match measure(engine, connections, options, placement) {
+            match measure(*engine, *connections, options, placement) {
                 Ok(sample) => rounds.push(sample),
-                Err(error) => *cell = Err(error),
+                Err(error) => *samples = Err(error),
             }
         }
     }
-    cells()
-        .map(|(engine, connections)| {
-            let outcome = match samples.get(&(engine, connections)) {
-                Some(Ok(rounds)) => Summary::of(rounds).map(Outcome::Measured),
-                Some(Err(error)) => Some(Outcome::Unavailable(format!("{error:#}"))),
-                None => None,
+    cells
+        .into_iter()
+        .map(|((engine, connections), samples)| {
+            let summary = samples.and_then(|rounds| Summary::of(&rounds).context("not measured"));
+            let outcome = match summary {
+                Ok(summary) => Outcome::Measured(summary),
+                Err(error) => Outcome::Unavailable(format!("{error:#}")),
             };
-            let outcome = outcome.unwrap_or_else(|| Outcome::Unavailable("not measured".into()));
             Cell {
                 engine,
                 connections,

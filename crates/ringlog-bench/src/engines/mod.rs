@@ -34,7 +34,7 @@ const BUFFER_SIZE: usize = 4096;
 const RING_ENTRIES: u32 = 1024;
 
 /// What serves the connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
     /// ringlog's runtime
