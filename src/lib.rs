@@ -1,3 +1,45 @@
-//! ringlog
+//! ringlog: an embedded, partitioned, append-log key-value store for Linux, on its own
+//! thread-per-core `io_uring` runtime.
+//!
+//! ```no_run
+//! # ringlog::rt::block_on(async {
+//! let store = ringlog::Store::open("data", 4)?; // 4 partitions, each owned by a ring thread
+//! store.put("user:17", b"Ada").await?; // durable when it returns, and no thread is parked
+//! let value = store.get("user:17").await?; // Option<Bytes>, one disk read at most
+//! store.close().await
+//! # })?;
+//! # Ok::<(), ringlog::Error>(())
+//! ```
+//!
+//! **For** services that are async and keep their data on NVMe: every operation is a future that a
+//! ring completes, on whatever executor it is awaited. **Not** a server, not ordered, not
+//! transactional across keys, and not portable: Linux 6.1 or later with `io_uring`.
+//!
+//! # Layout
+//!
+//! A module uses only what is below it; read on from the top.
+//!
+//! | Module | What lives there |
+//! |---|---|
+//! | `store`, `options`, `stats`, `error` | the front door, its limits, what it counts, what it says |
+//! | `router` | from a key to the thread that owns it, with a bound |
+//! | `partition` | one log, its keydir, group commit |
+//! | `log` | files of checksummed records, and how they are recovered |
+//! | [`rt`] | the runtime: usable on its own |
 
+mod error;
+mod log;
+mod options;
+mod partition;
+mod router;
 pub mod rt;
+mod stats;
+mod store;
+
+pub use bytes::Bytes;
+pub use error::{Error, Result};
+pub use options::{
+    Builder, MAX_KEY_LEN, MAX_PARTITIONS, MAX_VALUE_LEN, QUEUE_BYTES, REQUEST_OVERHEAD,
+};
+pub use stats::{PartitionStats, Stats};
+pub use store::{Reply, Store};

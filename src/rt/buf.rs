@@ -35,7 +35,7 @@ pub unsafe trait IoBuf: 'static {
     /// # Panics
     ///
     /// If the range ends before it starts.
-    fn slice(self, range: impl RangeBounds<usize>) -> Slice<Self>
+    fn part(self, range: impl RangeBounds<usize>) -> Part<Self>
     where
         Self: Sized,
     {
@@ -49,8 +49,8 @@ pub unsafe trait IoBuf: 'static {
             Bound::Excluded(&n) => n,
             Bound::Unbounded => usize::MAX,
         };
-        assert!(start <= end, "a slice from {start} to {end}");
-        Slice { buf: self, start, end }
+        assert!(start <= end, "a part from {start} to {end}");
+        Part { buf: self, start, end }
     }
 }
 
@@ -200,15 +200,15 @@ unsafe impl<const N: usize> IoBufMut for [u8; N] {
     unsafe fn filled(&mut self, _start: usize, _end: usize) {}
 }
 
-/// A part of a buffer, made by [`IoBuf::slice`]. Ends beyond the buffer's are cut to fit.
+/// A part of a buffer, made by [`IoBuf::part`]. Ends beyond the buffer's are cut to fit.
 #[derive(Debug)]
-pub struct Slice<B> {
+pub struct Part<B> {
     buf: B,
     start: usize,
     end: usize,
 }
 
-impl<B> Slice<B> {
+impl<B> Part<B> {
     /// The whole buffer again.
     pub fn into_inner(self) -> B {
         self.buf
@@ -217,7 +217,7 @@ impl<B> Slice<B> {
 
 // SAFETY: `start` and the length are cut to the initialised part of a buffer that keeps the
 // promise.
-unsafe impl<B: IoBuf> IoBuf for Slice<B> {
+unsafe impl<B: IoBuf> IoBuf for Part<B> {
     fn ptr(&self) -> *const u8 {
         self.buf.ptr().wrapping_add(self.start.min(self.buf.len()))
     }
@@ -228,7 +228,7 @@ unsafe impl<B: IoBuf> IoBuf for Slice<B> {
 
 // SAFETY: the room lies within the room of a buffer that keeps the promise, and begins within its
 // initialised part, so that no hole of uninitialised bytes can come to lie below its length.
-unsafe impl<B: IoBufMut> IoBufMut for Slice<B> {
+unsafe impl<B: IoBufMut> IoBufMut for Part<B> {
     fn ptr_mut(&mut self) -> *mut u8 {
         let start = self.start.min(self.buf.len());
         self.buf.ptr_mut().wrapping_add(start)
@@ -271,7 +271,7 @@ mod tests {
         ) {
             let mut vec = Vec::with_capacity(len + spare);
             vec.resize(len, 1u8);
-            let mut slice = vec.slice(start..start + size);
+            let mut slice = vec.part(start..start + size);
             let room = slice.room();
             fill(&mut slice, n, 2);
             let vec = slice.into_inner();
@@ -288,7 +288,7 @@ mod tests {
         fn the_part_sent_is_the_part_asked_for(data in prop::collection::vec(any::<u8>(), 0..64),
             start in 0usize..80, size in 0usize..80) {
             let want = data.get(start..data.len().min(start + size)).unwrap_or(&[]).to_vec();
-            let slice = data.slice(start..start + size);
+            let slice = data.part(start..start + size);
             // SAFETY: the trait's promise.
             let got = unsafe { std::slice::from_raw_parts(slice.ptr(), slice.len()) };
             prop_assert_eq!(got, &want[..]);

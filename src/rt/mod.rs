@@ -59,7 +59,7 @@ mod task;
 mod time;
 
 pub use address::Address;
-pub use buf::{IoBuf, IoBufMut, Slice};
+pub use buf::{IoBuf, IoBufMut, Part};
 pub use cancel::{cancel, cancel_fd, close};
 pub use config::{
     ExecutorConfig, MAX_ENTRIES, SETUP_CLAMP, SETUP_COOP_TASKRUN, SETUP_DEFER_TASKRUN,

@@ -154,7 +154,7 @@ pub async fn send_all<B: IoBuf>(fd: &Fd, mut buf: B, flags: i32) -> BufResult<()
     let len = buf.len();
     let mut done = 0;
     while done < len {
-        let (result, slice) = send(fd, buf.slice(done..len), flags).await;
+        let (result, slice) = send(fd, buf.part(done..len), flags).await;
         buf = slice.into_inner();
         match result {
             Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buf),

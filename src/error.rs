@@ -1,0 +1,175 @@
+//! [`Error`]: everything that can go wrong with a store, and what to do about each.
+
+use crate::rt::{JoinError, SetupError, StopError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fmt, io};
+
+/// What the operations of a [`Store`](crate::Store) return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation failed. The store holds what it held before, unless the variant says otherwise.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The system refused a call while opening, closing or reading. Mend the cause (permissions,
+    /// descriptors, the device) and try again.
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// Bytes that had been durable are not what was written. The device, or somebody else, changed
+    /// the file. Nothing was cut or skipped: restore the file, or the store, from a copy.
+    Corrupt {
+        /// The damaged file.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// What does not fit.
+        reason: &'static str,
+    },
+    /// A write or sync of this partition failed before, so nobody knows what of it is on the
+    /// device. The outcome of the writes that waited is unknown, later ones did not happen, and
+    /// reads go on. Close the store, mend the cause, and open it again: it recovers from the device.
+    Poisoned {
+        /// The partition's log.
+        path: PathBuf,
+        /// The error that did it.
+        cause: Arc<io::Error>,
+    },
+    /// The store was closed, by this handle or a clone of it. If a write was under way, its outcome
+    /// is unknown.
+    Closed,
+    /// Another process, or another `Store` of this one, has the directory open. Close that one.
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// The process that wrote its id there, for information only.
+        holder: Option<u32>,
+    },
+    /// The key is longer than [`MAX_KEY_LEN`](crate::MAX_KEY_LEN) bytes.
+    KeyTooLarge {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// The value is longer than [`MAX_VALUE_LEN`](crate::MAX_VALUE_LEN) bytes. Split it.
+    ValueTooLarge {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// The store has another number of partitions. Open it with the number found.
+    PartitionMismatch {
+        /// What the store was made with.
+        found: usize,
+        /// What was asked for.
+        requested: usize,
+    },
+    /// The options cannot be met.
+    InvalidOptions(&'static str),
+    /// The files are of a version that this release does not know. Use the release that wrote them.
+    FormatVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u16,
+        /// What this release reads.
+        supported: u16,
+    },
+    /// There is no ring, or no thread. The text says why, and what to do.
+    Runtime(Arc<SetupError>),
+    /// The store's threads did not stop as they should have; all that was acknowledged is durable.
+    Stop(Arc<StopError>),
+    /// A bug of ringlog: please report it. The store goes on, but should be closed and verified.
+    Bug(String),
+}
+
+impl Error {
+    /// For `map_err` on calls of the system.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source: Arc::new(source) }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io { action, path, source } => {
+                write!(f, "cannot {action} {}: {source}", path.display())
+            }
+            Self::Corrupt { path, offset, reason } => write!(
+                f,
+                "{} is corrupt at byte {offset}: {reason}; nothing was changed, restore it from a \
+                 copy",
+                path.display()
+            ),
+            Self::Poisoned { path, cause } => write!(
+                f,
+                "writing to {} failed before ({cause}): mend the cause, then close the store and \
+                 open it again",
+                path.display()
+            ),
+            Self::Closed => f.write_str("the store is closed"),
+            Self::Locked { path, holder } => {
+                write!(f, "the store is open elsewhere: {} is locked", path.display())?;
+                holder.map_or(Ok(()), |pid| write!(f, " by process {pid}"))
+            }
+            Self::KeyTooLarge { len } => {
+                write!(f, "a key of {len} bytes: the most is {}", crate::MAX_KEY_LEN)
+            }
+            Self::ValueTooLarge { len } => {
+                write!(f, "a value of {len} bytes: the most is {}", crate::MAX_VALUE_LEN)
+            }
+            Self::PartitionMismatch { found, requested } => write!(
+                f,
+                "the store has {found} partitions, and {requested} were asked for: open it with \
+                 {found}"
+            ),
+            Self::InvalidOptions(why) => write!(f, "these options cannot be met: {why}"),
+            Self::FormatVersion { path, found, supported } => write!(
+                f,
+                "{} is of format version {found}, this release reads version {supported}",
+                path.display()
+            ),
+            Self::Runtime(error) => error.fmt(f),
+            Self::Stop(error) => error.fmt(f),
+            Self::Bug(message) => write!(f, "a bug of ringlog, please report it: {message}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            Self::Poisoned { cause, .. } => Some(cause),
+            Self::Runtime(error) => Some(error),
+            Self::Stop(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<SetupError> for Error {
+    fn from(error: SetupError) -> Self {
+        Self::Runtime(Arc::new(error))
+    }
+}
+
+impl From<StopError> for Error {
+    fn from(error: StopError) -> Self {
+        Self::Stop(Arc::new(error))
+    }
+}
+
+impl From<JoinError> for Error {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Panicked(message) => Self::Bug(message),
+            _ => Self::Closed,
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The router: from a key to the thread that owns it, and back with the answer.
+//!
+//! A request is a task scheduled on its owner, through the runtime's own mailbox. Invariants: a
+//! request holds a share of its partition's [`Gate`] from before it is sent until it is answered,
+//! also if its caller has gone; so what a partition takes in is bounded, and callers beyond that
+//! wait in their own futures, never in a thread.
+
+use crate::error::{Error, Result};
+use crate::options::{QUEUE_BYTES, REQUEST_OVERHEAD};
+use crate::partition::Partition;
+use crate::partition::keydir::Digest;
+use crate::rt::Owned;
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
+
+/// A partition as its callers see it.
+struct Owner {
+    partition: Owned<Partition>,
+    gate: Arc<Gate>,
+}
+
+/// See the module.
+pub(crate) struct Router {
+    secret: [u8; 16],
+    owners: Box<[Owner]>,
+}
+
+impl Router {
+    pub(crate) fn new(secret: [u8; 16], partitions: Vec<Owned<Partition>>) -> Self {
+        let owner = |partition| Owner { partition, gate: Arc::default() };
+        Self { secret, owners: partitions.into_iter().map(owner).collect() }
+    }
+
+    pub(crate) fn partitions(&self) -> usize {
+        self.owners.len()
+    }
+
+    pub(crate) fn digest(&self, key: &[u8]) -> Digest {
+        Digest::new(&self.secret, key)
+    }
+
+    /// Runs `work` on the owner of the digest. `bytes` is what the request carries.
+    pub(crate) async fn send<T, M, F>(&self, digest: Digest, bytes: usize, work: M) -> Result<T>
+    where
+        M: FnOnce(Rc<Partition>) -> F + Send + 'static,
+        F: Future<Output = Result<T>> + 'static,
+        T: Send + 'static,
+    {
+        self.send_to(digest.partition(self.owners.len()), bytes, work).await
+    }
+
+    /// Runs `work` on the owner of the partition.
+    pub(crate) async fn send_to<T, M, F>(&self, index: usize, bytes: usize, work: M) -> Result<T>
+    where
+        M: FnOnce(Rc<Partition>) -> F + Send + 'static,
+        F: Future<Output = Result<T>> + 'static,
+        T: Send + 'static,
+    {
+        let owner = &self.owners[index];
+        let share = owner.gate.enter(bytes + REQUEST_OVERHEAD).await;
+        let task = owner.partition.schedule(move |partition| async move {
+            let answer = work(partition).await;
+            drop(share);
+            answer
+        });
+        task.await.map_err(Error::from)?
+    }
+}
+
+/// Lets in so many bytes of requests at a time, in the order of their coming.
+#[derive(Default)]
+struct Gate(Mutex<GateState>);
+
+#[derive(Default)]
+struct GateState {
+    inside: usize,
+    queue: VecDeque<Arc<Ticket>>,
+}
+
+/// A request that waits at a gate.
+struct Ticket {
+    bytes: usize,
+    state: Mutex<TicketState>,
+}
+
+enum TicketState {
+    Waiting(Option<Waker>),
+    Admitted,
+    /// Its future is gone.
+    Left,
+}
+
+/// A part of what a gate lets in. Dropping it lets in others.
+struct Share {
+    gate: Arc<Gate>,
+    bytes: usize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gate {
+    async fn enter(self: &Arc<Self>, bytes: usize) -> Share {
+        let ticket = {
+            let mut state = lock(&self.0);
+            if state.queue.is_empty() && state.admits(bytes) {
+                state.inside += bytes;
+                None
+            } else {
+                let waiting = Mutex::new(TicketState::Waiting(None));
+                let ticket = Arc::new(Ticket { bytes, state: waiting });
+                state.queue.push_back(Arc::clone(&ticket));
+                Some(ticket)
+            }
+        };
+        if let Some(ticket) = ticket {
+            let place = Place { gate: self, ticket };
+            poll_fn(|cx| match &mut *lock(&place.ticket.state) {
+                TicketState::Waiting(waker) => {
+                    *waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+                _ => Poll::Ready(()),
+            })
+            .await;
+            std::mem::forget(place); // admitted: the share takes over
+        }
+        Share { gate: Arc::clone(self), bytes }
+    }
+
+    fn leave(&self, bytes: usize) {
+        let mut woken = Vec::new();
+        let mut state = lock(&self.0);
+        state.inside -= bytes;
+        while let Some(ticket) = state.queue.front() {
+            let mut waiting = lock(&ticket.state);
+            if let TicketState::Waiting(waker) = &mut *waiting {
+                if !state.admits(ticket.bytes) {
+                    break;
+                }
+                woken.extend(waker.take());
+                *waiting = TicketState::Admitted;
+                let bytes = ticket.bytes;
+                drop(waiting);
+                state.inside += bytes;
+            } else {
+                drop(waiting);
+            }
+            state.queue.pop_front();
+        }
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl GateState {
+    fn admits(&self, bytes: usize) -> bool {
+        self.inside == 0 || self.inside + bytes <= QUEUE_BYTES
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.gate.leave(self.bytes);
+    }
+}
+
+/// A place in a gate's queue, given up if its future is dropped.
+struct Place<'a> {
+    gate: &'a Gate,
+    ticket: Arc<Ticket>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let before = std::mem::replace(&mut *lock(&self.ticket.state), TicketState::Left);
+        match before {
+            // Let in, but nobody came: let in the next.
+            TicketState::Admitted => self.gate.leave(self.ticket.bytes),
+            // It may have stood in others' way: they are looked at again.
+            _ => self.gate.leave(0),
+        }
+    }
+}
