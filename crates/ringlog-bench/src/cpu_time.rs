@@ -49,38 +49,22 @@ impl ProcessClock {
 
     /// What all threads of the process have run and its first thread has waited.
     pub fn now(self) -> Result<Usage> {
-        let ran = self
-            .clock
-            .now()
-            .context("cannot read the server's CPU clock")?
-            .into();
-        Ok(Usage {
-            ran,
-            waited: waited(&format!("/proc/{}/schedstat", self.pid))?,
-        })
+        let ran = self.clock.now().context("cannot read the server's CPU clock")?.into();
+        Ok(Usage { ran, waited: waited(&format!("/proc/{}/schedstat", self.pid))? })
     }
 }
 
 /// What the calling thread has run and waited.
 pub fn this_thread() -> Result<Usage> {
     let clock = ClockId::CLOCK_THREAD_CPUTIME_ID;
-    let ran = clock
-        .now()
-        .context("cannot read this thread's CPU clock")?
-        .into();
-    Ok(Usage {
-        ran,
-        waited: waited("/proc/thread-self/schedstat")?,
-    })
+    let ran = clock.now().context("cannot read this thread's CPU clock")?.into();
+    Ok(Usage { ran, waited: waited("/proc/thread-self/schedstat")? })
 }
 
 /// The second field: nanoseconds spent on a run queue.
 fn waited(schedstat: &str) -> Result<Duration> {
     let text = fs::read_to_string(schedstat).with_context(|| format!("cannot read {schedstat}"))?;
-    let field = text
-        .split_whitespace()
-        .nth(1)
-        .with_context(|| format!("{schedstat} is short"))?;
+    let field = text.split_whitespace().nth(1).with_context(|| format!("{schedstat} is short"))?;
     Ok(Duration::from_nanos(field.parse()?))
 }
 

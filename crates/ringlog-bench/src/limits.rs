@@ -10,9 +10,6 @@ pub fn allow_open_files(needed: u64) -> Result<()> {
     if soft >= needed {
         return Ok(());
     }
-    ensure!(
-        hard >= needed,
-        "{needed} open files are needed and the hard limit is {hard}"
-    );
+    ensure!(hard >= needed, "{needed} open files are needed and the hard limit is {hard}");
     setrlimit(Resource::RLIMIT_NOFILE, needed, hard).context("cannot raise RLIMIT_NOFILE")
 }

@@ -56,12 +56,7 @@ impl Generator {
             })
             .collect::<Result<Vec<_>>>()?;
         let scratch = vec![0; SCRATCH_SIZE].into_boxed_slice();
-        Ok(Self {
-            epoll,
-            connections,
-            scratch,
-            started: false,
-        })
+        Ok(Self { epoll, connections, scratch, started: false })
     }
 
     /// Keeps all connections busy for `duration`.
@@ -99,16 +94,10 @@ impl Generator {
                 last_answer = now;
             } else {
                 now = Instant::now();
-                ensure!(
-                    now - last_answer < STALL_TIMEOUT,
-                    "no answer within {STALL_TIMEOUT:?}"
-                );
+                ensure!(now - last_answer < STALL_TIMEOUT, "no answer within {STALL_TIMEOUT:?}");
             }
         }
-        Ok(Interval {
-            elapsed: now - start,
-            latency,
-        })
+        Ok(Interval { elapsed: now - start, latency })
     }
 
     /// Sends the first request on every connection, on the first call only.

@@ -95,28 +95,15 @@ impl Report {
 
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self {
-            message_bytes,
-            seconds,
-            rounds,
-            kernel,
-            placement,
-            ..
-        } = self;
-        writeln!(
-            f,
-            "echo of {message_bytes}-byte messages over loopback, Linux {kernel}"
-        )?;
+        let Self { message_bytes, seconds, rounds, kernel, placement, .. } = self;
+        writeln!(f, "echo of {message_bytes}-byte messages over loopback, Linux {kernel}")?;
         writeln!(
             f,
             "medians of {rounds} interleaved rounds of {seconds} s each (max: worst round)"
         )?;
         match placement {
             Some(Placement { server, generator }) => {
-                writeln!(
-                    f,
-                    "server pinned to CPU {server}, load generator to CPU {generator}"
-                )?;
+                writeln!(f, "server pinned to CPU {server}, load generator to CPU {generator}")?;
             }
             None => writeln!(f, "server and load generator not pinned")?,
         }
@@ -129,10 +116,7 @@ impl Display for Report {
             row(f, cell, self.baseline(cell.connections))?;
         }
         if self.is_disturbed() {
-            writeln!(
-                f,
-                "\nOther programs had these CPUs for a part of the time: see `waited`."
-            )?;
+            writeln!(f, "\nOther programs had these CPUs for a part of the time: see `waited`.")?;
             writeln!(
                 f,
                 "These figures are not worth quoting; repeat the run on a quieter machine."
@@ -143,11 +127,7 @@ impl Display for Report {
 }
 
 fn heading(f: &mut Formatter<'_>, connections: usize) -> fmt::Result {
-    writeln!(
-        f,
-        "\n{connections} connection{}",
-        if connections == 1 { "" } else { "s" }
-    )?;
+    writeln!(f, "\n{connections} connection{}", if connections == 1 { "" } else { "s" })?;
     line(f, &COLUMNS.map(|Column(above, _, _)| above))?;
     line(f, &COLUMNS.map(|Column(_, below, _)| below))
 }
@@ -174,14 +154,8 @@ fn row(f: &mut Formatter<'_>, cell: &Cell, baseline: Option<&Sample>) -> fmt::Re
             percent(median.server_busy),
             percent(median.generator_busy),
             percent(median.waited),
-            ratio(
-                median.requests_per_second,
-                baseline.map(|base| base.requests_per_second),
-            ),
-            ratio(
-                median.server_cpu_us,
-                baseline.map(|base| base.server_cpu_us),
-            ),
+            ratio(median.requests_per_second, baseline.map(|base| base.requests_per_second)),
+            ratio(median.server_cpu_us, baseline.map(|base| base.server_cpu_us)),
         ],
     )
 }
@@ -202,10 +176,7 @@ fn percent(share: f64) -> String {
 }
 
 fn ratio(value: f64, baseline: Option<f64>) -> String {
-    baseline.map_or_else(
-        || "-".into(),
-        |baseline| format!("{:.2}x", value / baseline),
-    )
+    baseline.map_or_else(|| "-".into(), |baseline| format!("{:.2}x", value / baseline))
 }
 
 #[cfg(test)]
@@ -225,11 +196,7 @@ mod tests {
             waited: 0.0,
         };
         let summary = Summary::of(&[sample]).expect("there is a round");
-        Cell {
-            engine,
-            connections: 1,
-            outcome: Outcome::Measured(summary),
-        }
+        Cell { engine, connections: 1, outcome: Outcome::Measured(summary) }
     }
 
     #[test]
@@ -244,18 +211,11 @@ mod tests {
             cells: vec![
                 cell(Engine::Ringlog, 1000.0),
                 cell(Engine::Tokio, 800.0),
-                Cell {
-                    engine: Engine::Monoio,
-                    connections: 1,
-                    outcome: missing,
-                },
+                Cell { engine: Engine::Monoio, connections: 1, outcome: missing },
             ],
         };
         let table = report.to_string();
-        let tokio = table
-            .lines()
-            .find(|line| line.starts_with("tokio"))
-            .expect("it has a row");
+        let tokio = table.lines().find(|line| line.starts_with("tokio")).expect("it has a row");
         assert!(tokio.contains("0.80x"), "{tokio}");
         assert!(table.contains("monoio   unavailable: no ring"), "{table}");
     }

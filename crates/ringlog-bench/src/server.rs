@@ -46,24 +46,15 @@ impl Server {
     pub fn start(engine: Engine, cpu: Option<usize>, lifetime: Duration) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe().context("own path is unknown")?);
         command.arg("serve").arg(engine.to_string());
-        command
-            .arg("--lifetime")
-            .arg(lifetime.as_secs_f64().to_string());
+        command.arg("--lifetime").arg(lifetime.as_secs_f64().to_string());
         if let Some(cpu) = cpu {
             command.arg("--cpu").arg(cpu.to_string());
         }
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
 
         let mut process = Process(command.spawn().context("cannot start the server process")?);
         match process.handshake() {
-            Ok((clock, port)) => Ok(Self {
-                process,
-                clock,
-                port,
-            }),
+            Ok((clock, port)) => Ok(Self { process, clock, port }),
             Err(error) => Err(process.explain(error)),
         }
     }
@@ -90,15 +81,9 @@ struct Process(Child);
 
 impl Process {
     fn handshake(&mut self) -> Result<(ProcessClock, u16)> {
-        let mut stdout = self
-            .0
-            .stdout
-            .take()
-            .context("the server has no standard output")?;
+        let mut stdout = self.0.stdout.take().context("the server has no standard output")?;
         let line = read_line(&mut stdout, Instant::now() + START_TIMEOUT)?;
-        let port = line
-            .parse()
-            .with_context(|| format!("not a port: {line:?}"))?;
+        let port = line.parse().with_context(|| format!("not a port: {line:?}"))?;
         Ok((ProcessClock::of(self.0.id())?, port))
     }
 
@@ -110,11 +95,7 @@ impl Process {
             drop(stderr.take(MAX_LAST_WORDS).read_to_end(&mut words));
         }
         let words = String::from_utf8_lossy(&words);
-        let mut lines = words
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .peekable();
+        let mut lines = words.lines().map(str::trim).filter(|line| !line.is_empty()).peekable();
         if lines.peek().is_none() {
             return error;
         }
@@ -148,10 +129,7 @@ fn read_line(pipe: &mut ChildStdout, deadline: Instant) -> Result<String> {
             Err(Errno::EINTR) => continue,
             Err(error) => return Err(error).context("cannot wait for the server"),
         }
-        match pipe
-            .read(&mut byte)
-            .context("cannot read from the server")?
-        {
+        match pipe.read(&mut byte).context("cannot read from the server")? {
             0 => bail!("the server ended before it was ready"),
             _ if byte[0] == b'\n' => break,
             _ => line.push(byte[0]),
@@ -171,9 +149,7 @@ pub fn serve(engine: Engine, cpu: Option<usize>, lifetime: Duration) -> Result<(
         affinity::pin_to(cpu)?;
     }
     let listener = listen().context("cannot listen on 127.0.0.1")?;
-    let ready = Ready {
-        port: listener.local_addr()?.port(),
-    };
+    let ready = Ready { port: listener.local_addr()?.port() };
     engine.serve(listener, ready)
 }
 

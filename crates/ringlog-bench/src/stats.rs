@@ -76,10 +76,7 @@ impl Summary {
             p50_us: median_of(|sample| sample.p50_us)?,
             p99_us: median_of(|sample| sample.p99_us)?,
             p999_us: median_of(|sample| sample.p999_us)?,
-            max_us: rounds
-                .iter()
-                .map(|sample| sample.max_us)
-                .fold(0.0, f64::max),
+            max_us: rounds.iter().map(|sample| sample.max_us).fold(0.0, f64::max),
             server_cpu_us: median_of(|sample| sample.server_cpu_us)?,
             server_busy: median_of(|sample| sample.server_busy)?,
             generator_busy: median_of(|sample| sample.generator_busy)?,
@@ -89,11 +86,7 @@ impl Summary {
         let fastest = rates.clone().fold(f64::MIN, f64::max);
         let slowest = rates.fold(f64::MAX, f64::min);
         let spread = (fastest - slowest) / median.requests_per_second;
-        Some(Self {
-            median,
-            spread,
-            rounds: rounds.to_vec(),
-        })
+        Some(Self { median, spread, rounds: rounds.to_vec() })
     }
 }
 

@@ -30,29 +30,15 @@ fn every_engine_gives_figures_or_a_reason() {
             continue;
         }
         let measured = &cell["measured"];
-        assert_eq!(
-            measured["rounds"].as_array().map(Vec::len),
-            Some(2),
-            "{cell}"
-        );
-        assert!(
-            measured["median"]["requests_per_second"].as_f64() > Some(0.0),
-            "{cell}"
-        );
+        assert_eq!(measured["rounds"].as_array().map(Vec::len), Some(2), "{cell}");
+        assert!(measured["median"]["requests_per_second"].as_f64() > Some(0.0), "{cell}");
     }
 }
 
 /// Messages that fit neither the servers' buffer nor a socket's come back whole.
 #[test]
 fn large_messages_are_echoed() {
-    let report = json(&[
-        "--connections",
-        "2",
-        "--message",
-        "1000000",
-        "--engines",
-        "tokio,raw",
-    ]);
+    let report = json(&["--connections", "2", "--message", "1000000", "--engines", "tokio,raw"]);
     for cell in report["cells"].as_array().expect("there are cells") {
         let unavailable = cell["unavailable"].as_str().unwrap_or_default();
         assert!(!unavailable.contains("other bytes"), "{cell}");
@@ -62,11 +48,7 @@ fn large_messages_are_echoed() {
 
 #[test]
 fn options_are_checked() {
-    for arguments in [
-        ["--connections", "0"],
-        ["--seconds", "-1"],
-        ["--engines", "none"],
-    ] {
+    for arguments in [["--connections", "0"], ["--seconds", "-1"], ["--engines", "none"]] {
         assert!(!echo(&arguments).status.success(), "{arguments:?}");
     }
 }

@@ -46,12 +46,7 @@ struct Options {
     engines: Vec<Engine>,
 
     /// Numbers of connections to measure with
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "N,...",
-        default_value = "1,64,256"
-    )]
+    #[arg(long, value_delimiter = ',', value_name = "N,...", default_value = "1,64,256")]
     #[arg(value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     connections: Vec<usize>,
 
@@ -104,11 +99,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 fn main() -> ExitCode {
     let Cli { options, command } = Cli::parse();
     let result = match command {
-        Some(Command::Serve {
-            engine,
-            cpu,
-            lifetime,
-        }) => server::serve(engine, cpu, lifetime),
+        Some(Command::Serve { engine, cpu, lifetime }) => server::serve(engine, cpu, lifetime),
         None => compare(options),
     };
     match result {
@@ -125,18 +116,9 @@ fn compare(mut options: Options) -> Result<()> {
     if options.engines.is_empty() {
         options.engines = Engine::built().collect();
     }
-    let most = options
-        .connections
-        .iter()
-        .max()
-        .copied()
-        .unwrap_or_default();
+    let most = options.connections.iter().max().copied().unwrap_or_default();
     limits::allow_open_files(most as u64 + OTHER_FILES)?;
-    let placement = if options.no_pin {
-        None
-    } else {
-        Placement::detect()?
-    };
+    let placement = if options.no_pin { None } else { Placement::detect()? };
     if let Some(placement) = placement {
         affinity::pin_to(placement.generator)?;
     }
@@ -161,21 +143,16 @@ fn compare(mut options: Options) -> Result<()> {
 /// Runs all rounds. A cell that fails is not tried again.
 fn measure_all(options: &Options, placement: Option<Placement>) -> Vec<Cell> {
     let progress = std::io::stderr().is_terminal();
-    let pairs = options.connections.iter().flat_map(|&connections| {
-        options
-            .engines
-            .iter()
-            .map(move |&engine| (engine, connections))
-    });
+    let pairs = options
+        .connections
+        .iter()
+        .flat_map(|&connections| options.engines.iter().map(move |&engine| (engine, connections)));
     let mut cells: Vec<_> = pairs.map(|pair| (pair, Ok(Vec::new()))).collect();
     for round in 1..=options.rounds {
         for ((engine, connections), samples) in &mut cells {
             let Ok(rounds) = samples else { continue };
             if progress {
-                eprintln!(
-                    "round {round} of {}: {engine}, {connections}",
-                    options.rounds
-                );
+                eprintln!("round {round} of {}: {engine}, {connections}", options.rounds);
             }
             match measure(*engine, *connections, options, placement) {
                 Ok(sample) => rounds.push(sample),
@@ -191,11 +168,7 @@ fn measure_all(options: &Options, placement: Option<Placement>) -> Vec<Cell> {
                 Ok(summary) => Outcome::Measured(summary),
                 Err(error) => Outcome::Unavailable(format!("{error:#}")),
             };
-            Cell {
-                engine,
-                connections,
-                outcome,
-            }
+            Cell { engine, connections, outcome }
         })
         .collect()
 }
@@ -208,11 +181,7 @@ fn measure(
     placement: Option<Placement>,
 ) -> Result<Sample> {
     let lifetime = WARM_UP + options.seconds + GRACE;
-    let server = Server::start(
-        engine,
-        placement.map(|placement| placement.server),
-        lifetime,
-    )?;
+    let server = Server::start(engine, placement.map(|placement| placement.server), lifetime)?;
     drive(&server, connections, options).map_err(|error| server.explain(error))
 }
 
@@ -229,8 +198,5 @@ fn drive(server: &Server, connections: usize, options: &Options) -> Result<Sampl
 
 fn kernel_release() -> Result<String> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
-    Ok(release
-        .context("cannot read the kernel's release")?
-        .trim()
-        .to_owned())
+    Ok(release.context("cannot read the kernel's release")?.trim().to_owned())
 }

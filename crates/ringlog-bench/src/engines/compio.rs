@@ -15,14 +15,9 @@ use crate::server::Ready;
 
 pub(super) fn serve(listener: StdListener, ready: Ready) -> Result<()> {
     let mut driver = ProactorBuilder::new();
-    driver
-        .capacity(RING_ENTRIES)
-        .single_issuer(true)
-        .defer_taskrun(true);
-    let runtime = RuntimeBuilder::new()
-        .with_proactor(driver)
-        .build()
-        .context("no compio runtime")?;
+    driver.capacity(RING_ENTRIES).single_issuer(true).defer_taskrun(true);
+    let runtime =
+        RuntimeBuilder::new().with_proactor(driver).build().context("no compio runtime")?;
     runtime.block_on(async move {
         let listener = TcpListener::from_std(listener)?;
         ready.announce()?;

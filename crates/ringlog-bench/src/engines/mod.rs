@@ -12,7 +12,6 @@ mod glommio;
 #[cfg(feature = "monoio")]
 mod monoio;
 mod raw;
-#[cfg(feature = "ringlog")]
 mod ringlog;
 #[cfg(feature = "tokio")]
 mod tokio;
@@ -54,16 +53,12 @@ pub enum Engine {
 impl Engine {
     /// The engines that this program was built with.
     pub fn built() -> impl Iterator<Item = Self> {
-        Self::value_variants()
-            .iter()
-            .copied()
-            .filter(|engine| engine.is_built())
+        Self::value_variants().iter().copied().filter(|engine| engine.is_built())
     }
 
     fn is_built(self) -> bool {
         match self {
-            Self::Ringlog => cfg!(feature = "ringlog"),
-            Self::Raw => true,
+            Self::Ringlog | Self::Raw => true,
             Self::Tokio => cfg!(feature = "tokio"),
             Self::Monoio => cfg!(feature = "monoio"),
             Self::Glommio => cfg!(feature = "glommio"),
@@ -74,7 +69,6 @@ impl Engine {
     /// Serves the connections that come in on `listener`; returns only if that fails.
     pub fn serve(self, listener: TcpListener, ready: Ready) -> Result<()> {
         match self {
-            #[cfg(feature = "ringlog")]
             Self::Ringlog => ringlog::serve(listener, ready),
             Self::Raw => raw::serve(&listener, ready),
             #[cfg(feature = "tokio")]

@@ -24,11 +24,7 @@ pub(super) fn serve(listener: &TcpListener, ready: Ready) -> Result<()> {
         .setup_defer_taskrun()
         .build(RING_ENTRIES)
         .context("no ring")?;
-    let mut server = Server {
-        ring,
-        connections: ManuallyDrop::default(),
-        vacant: Vec::new(),
-    };
+    let mut server = Server { ring, connections: ManuallyDrop::default(), vacant: Vec::new() };
     server.accept(listener)?;
     ready.announce()?;
     loop {
@@ -81,9 +77,7 @@ impl Server {
     fn accept(&mut self, listener: &TcpListener) -> io::Result<()> {
         let socket = types::Fd(listener.as_raw_fd());
         let none = std::ptr::null_mut();
-        let entry = opcode::Accept::new(socket, none, none.cast())
-            .build()
-            .user_data(ACCEPT);
+        let entry = opcode::Accept::new(socket, none, none.cast()).build().user_data(ACCEPT);
         // SAFETY: the operation refers to no memory, and the listener outlives the ring.
         unsafe { self.push(&entry) }
     }
@@ -93,11 +87,7 @@ impl Server {
         // SAFETY: the kernel has just opened this descriptor for us.
         let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
         let buffer = Box::new([0; BUFFER_SIZE]);
-        let connection = Connection {
-            socket,
-            buffer,
-            state: State::Receiving,
-        };
+        let connection = Connection { socket, buffer, state: State::Receiving };
         let index = self.vacant.pop().unwrap_or_else(|| {
             self.connections.push(None);
             self.connections.len() - 1
@@ -120,14 +110,10 @@ impl Server {
                 self.vacant.push(index);
                 return Ok(());
             }
-            (State::Receiving, Ok(count)) => State::Sending {
-                start: 0,
-                end: count,
-            },
-            (State::Sending { start, end }, Ok(count)) if start + count < end => State::Sending {
-                start: start + count,
-                end,
-            },
+            (State::Receiving, Ok(count)) => State::Sending { start: 0, end: count },
+            (State::Sending { start, end }, Ok(count)) if start + count < end => {
+                State::Sending { start: start + count, end }
+            }
             (State::Sending { .. }, Ok(_)) => State::Receiving,
         };
         self.next(index)
@@ -169,9 +155,5 @@ impl Server {
 
 /// Turns the result of a completion into an error if it says so.
 fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        Err(io::Error::from_raw_os_error(-result))
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) }
 }

@@ -13,10 +13,7 @@ use crate::server::Ready;
 
 pub(super) fn serve(listener: StdListener, ready: Ready) -> Result<()> {
     listener.set_nonblocking(true)?;
-    let runtime = Builder::new_current_thread()
-        .enable_io()
-        .build()
-        .context("no tokio runtime")?;
+    let runtime = Builder::new_current_thread().enable_io().build().context("no tokio runtime")?;
     runtime.block_on(async move {
         let listener = TcpListener::from_std(listener)?;
         ready.announce()?;
