@@ -21,13 +21,17 @@
 //!
 //! | Module | What lives there |
 //! |---|---|
-//! | `store`, `options`, `stats`, `error` | the front door, its limits, what it counts, what it says |
+//! | `store`, `options` | the front door |
 //! | `router` | from a key to the thread that owns it, with a bound |
 //! | `partition` | one log, its keydir, group commit |
 //! | `log` | files of checksummed records, and how they are recovered |
+//! | `limits`, `error`, `stats` | what is bounded, what can go wrong, what is counted |
 //! | [`rt`] | the runtime: usable on its own |
 
+#![deny(unsafe_code)] // but for the few files of `rt` that say why
+
 mod error;
+mod limits;
 mod log;
 mod options;
 mod partition;
@@ -38,8 +42,7 @@ mod store;
 
 pub use bytes::Bytes;
 pub use error::{Error, Result};
-pub use options::{
-    Builder, MAX_KEY_LEN, MAX_PARTITIONS, MAX_VALUE_LEN, QUEUE_BYTES, REQUEST_OVERHEAD,
-};
+pub use limits::{MAX_KEY_LEN, MAX_PARTITIONS, MAX_VALUE_LEN, QUEUE_BYTES, REQUEST_OVERHEAD};
+pub use options::Builder;
 pub use stats::{PartitionStats, Stats};
 pub use store::{Reply, Store};

@@ -6,7 +6,7 @@
 //! wait in their own futures, never in a thread.
 
 use crate::error::{Error, Result};
-use crate::options::{QUEUE_BYTES, REQUEST_OVERHEAD};
+use crate::limits::{QUEUE_BYTES, REQUEST_OVERHEAD};
 use crate::partition::Partition;
 use crate::partition::keydir::Digest;
 use crate::rt::Owned;

@@ -4,9 +4,10 @@
 //! whole (its superblock comes last); after `close` no clone of it does anything.
 
 use crate::error::{Error, Result};
+use crate::limits::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::log::file::{FILE_HEADER_LEN, FileHeader};
 use crate::log::superblock::{Superblock, random, sync_dir};
-use crate::options::{Builder, MAX_KEY_LEN, MAX_VALUE_LEN};
+use crate::options::Builder;
 use crate::partition::{Identity, Partition};
 use crate::router::Router;
 use crate::rt::{self, Owned, Runtime, RuntimeConfig};

@@ -354,11 +354,7 @@ fn tasks_that_hop_while_the_runtime_stops_either_finish_or_are_dropped() {
             .collect();
         let stopped = runtime.stop();
         assert_eq!(Arc::strong_count(&alive), 1, "every future is gone");
-        let finished = tasks
-            .into_iter()
-            .map(rt::block_on)
-            .filter(Result::is_ok)
-            .count();
+        let finished = tasks.into_iter().map(rt::block_on).filter(Result::is_ok).count();
         match stopped {
             Ok(()) => assert_eq!(finished, 10),
             Err(StopError::Abandoned { tasks }) => assert_eq!(tasks + finished, 10),
@@ -401,36 +397,36 @@ fn an_operation_in_flight_across_a_hop_wakes_the_task_where_it_is() {
 fn an_operation_may_be_awaited_and_dropped_on_another_thread_and_off_every_executor() {
     let _dog = Watchdog::new();
     let runtime = runtime(2);
-    let (reader, mut writer) = pipe();
     let drops = common::Drops::default();
-    let started = {
-        let (reader, drops) = (reader.clone(), drops.clone());
-        runtime.thread(0).schedule(async move {
-            let mut ops = Vec::new();
-            for _ in 0..4 {
-                let witness = drops.witness(common::Arena::new(4096));
-                let mut read = rt::read(&reader, witness, 0);
-                read.start();
-                rt::nop().await.unwrap(); // in this order
-                ops.push(read);
-            }
-            ops
-        })
+    // A pipe for each: which of several readers of one gets a byte is the kernel's choice.
+    let start = || {
+        let (reader, writer) = pipe();
+        let witness = drops.witness(common::Arena::new(4096));
+        let started = runtime.thread(0).schedule(async move {
+            let mut read = rt::read(&reader, witness, 0);
+            read.start();
+            rt::nop().await.unwrap();
+            read
+        });
+        (rt::block_on(started).unwrap(), writer)
     };
-    let mut ops = rt::block_on(started).unwrap().into_iter();
-    let mut next = || ops.next().unwrap();
-    let (here, there, stray, elsewhere) = (next(), next(), next(), next());
+    let (here, mut writer) = start();
     writer.write_all(b"1").unwrap();
     assert_eq!(rt::block_on(here).0.unwrap(), 1, "on a thread without an executor");
+    let (there, mut writer) = start();
     let task = runtime.thread(1).schedule(there);
     writer.write_all(b"2").unwrap();
-    assert_eq!(rt::block_on(task).unwrap().0.unwrap(), 1, "on another thread of the runtime");
+    let (result, buf) = rt::block_on(task).unwrap();
+    assert_eq!(result.unwrap(), 1, "on another thread of the runtime");
+    drop(buf);
+    let ((stray, _writer), (elsewhere, _other_writer)) = (start(), start());
     assert_eq!(drops.get(), 2);
     // Dropped off its ring: the ring's thread is told to cancel it, and frees the buffer.
     drop(stray);
     rt::block_on(runtime.thread(1).schedule(async move { drop(elsewhere) })).unwrap();
     let seen = drops.clone();
-    rt::block_on(runtime.thread(0).schedule(async move { until(|| seen.get() == 4).await })).unwrap();
+    rt::block_on(runtime.thread(0).schedule(async move { until(|| seen.get() == 4).await }))
+        .unwrap();
     runtime.stop().unwrap();
 }
 
@@ -507,7 +503,8 @@ fn a_cancelled_task_is_dropped_where_it_lives_and_its_operations_with_it() {
     task.cancel();
     assert_eq!(rt::block_on(task), Err(JoinError::Cancelled));
     let seen = drops.clone();
-    rt::block_on(runtime.thread(0).schedule(async move { until(|| seen.get() == 1).await })).unwrap();
+    rt::block_on(runtime.thread(0).schedule(async move { until(|| seen.get() == 1).await }))
+        .unwrap();
     let done = runtime.schedule(async { 1 });
     while !done.is_finished() {
         std::thread::yield_now();

@@ -2,14 +2,17 @@
 //!
 //! | at | bytes | field | why |
 //! |---|---|---|---|
-//! | 0 | 4 | header checksum | CRC-32 of salt, offset and bytes 4 to 24: a record of another log, place or generation never validates, and a length can be trusted before the body is read |
+//! | 0 | 4 | header checksum | CRC-32 of salt, offset and bytes 4 to 24 |
 //! | 4 | 4 | body checksum | CRC-32 of key and value |
-//! | 8 | 8 | sequence number | the version of the key; of a mark: the offset below which all is durable |
-//! | 16 | 4 | value length | |
-//! | 20 | 2 | key length | |
+//! | 8 | 8 | sequence number | the key's version; a mark's: all below this offset is durable |
+//! | 16 | 4 | value length | can be trusted before the body is read |
+//! | 20 | 2 | key length | likewise |
 //! | 22 | 1 | kind | 1 put, 2 delete, 3 mark; others are corrupt |
 //! | 23 | 1 | flags | none yet: must be 0 |
 //! | 24 | | key, value, zeroes to the next multiple of 8 | |
+//!
+//! Salt and offset are part of the checksum, so that a record of another log, of another place, or
+//! of an earlier life of the file never validates.
 //!
 //! Invariant: `decode` never reads or returns a byte that its checksums do not cover, and takes no
 //! length on trust.

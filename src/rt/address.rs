@@ -3,6 +3,8 @@
 //! Invariant: what is read from the kernel's memory is cut to the length that the kernel gave, and
 //! an address family that is not known is an error, never a guess.
 
+#![expect(unsafe_code, reason = "reads and writes the kernel's socket addresses")]
+
 use std::ffi::OsStr;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::unix::ffi::OsStrExt;

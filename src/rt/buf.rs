@@ -5,6 +5,8 @@
 //! traits' methods return depends on nothing but the buffer's own state, and the memory stays
 //! where it is while the operation's cell holds the buffer.
 
+#![expect(unsafe_code, reason = "the promises that buffers make to the kernel")]
+
 use bytes::{Bytes, BytesMut};
 use std::ops::{Bound, RangeBounds};
 

@@ -3,6 +3,8 @@
 //! Invariant: cancelling is a request. The operation's own completion decides how it ended, and
 //! its buffer comes back with that, whichever of the two completions comes first.
 
+#![expect(unsafe_code, reason = "operations are unsafe to define")]
+
 use super::driver::Request;
 use super::fd::Fd;
 use super::fs::plain;

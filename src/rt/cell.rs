@@ -15,6 +15,8 @@
 //! Each change of state is one atomic read-modify-write, so exactly one party sees itself as the
 //! owner of payload and waker. Nothing here knows `io_uring`: loom and Miri run it as it is.
 
+#![expect(unsafe_code, reason = "shares a payload between the kernel and a future")]
+
 use super::sync::UnsafeCell;
 use super::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Poll, Waker};

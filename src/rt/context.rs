@@ -4,6 +4,8 @@
 //! `RefCell` is borrowed while foreign code runs. Polls, wakers and drops of futures and buffers
 //! all come back here to spawn, submit and wake, so each borrow ends before any of them.
 
+#![expect(unsafe_code, reason = "completes cells")]
+
 use super::driver::{Completion, Driver, Request};
 use super::handle::{Handle, Live, Shared};
 use super::join::{Task, join};

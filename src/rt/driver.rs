@@ -9,6 +9,8 @@
 //! Invariant: a driver uses the memory that a request points to only from [`Driver::push`] until
 //! it hands out the request's completion.
 
+#![expect(unsafe_code, reason = "the promises between executor and driver")]
+
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;

@@ -3,6 +3,8 @@
 //! Invariant: every operation in flight holds one, so the kernel's number cannot come to mean
 //! another file while an operation still uses it.
 
+#![expect(unsafe_code, reason = "takes over descriptors from completions")]
+
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -3,6 +3,8 @@
 //! One operation, one struct: its data, its request, its result. Invariant, as for all operations:
 //! the request points only into the struct, or to memory that a buffer keeps in place.
 
+#![expect(unsafe_code, reason = "operations are unsafe to define")]
+
 use super::buf::{IoBuf, IoBufMut, MAX_RW_BYTES};
 use super::driver::Request;
 use super::fd::Fd;

@@ -3,6 +3,8 @@
 //! Listening sockets come from the standard library (`Fd::from(TcpListener::bind(..)?)`).
 //! Invariant: a connection that was accepted for a future that is gone is closed, not leaked.
 
+#![expect(unsafe_code, reason = "operations are unsafe to define")]
+
 use super::address::{Address, Raw};
 use super::buf::{IoBuf, IoBufMut};
 use super::driver::Request;

@@ -9,6 +9,8 @@
 //! to the cell from before the request is pushed until its completion is handed out, whatever
 //! happens to the future, to the task or to the call that submits.
 
+#![expect(unsafe_code, reason = "completes cells")]
+
 use super::cell::{Cell, Completed};
 use super::context::Context;
 use super::driver::Request;

@@ -1,4 +1,6 @@
 //! [`block_on`] for threads that have no executor: polls a future, and sleeps in between.
+//!
+//! Invariant: `woken` is cleared before the poll, so a wake during the poll counts.
 
 use super::context::Context;
 use super::spin::Spinner;
@@ -45,6 +47,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     let mut spinner = Spinner::new(Spinner::default_limit(1));
     loop {
+        parked.woken.swap(false, Ordering::AcqRel);
         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
             return output;
         }
@@ -54,6 +57,5 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
                 std::thread::park();
             }
         }
-        parked.woken.swap(false, Ordering::AcqRel);
     }
 }

@@ -6,6 +6,8 @@
 //! completion will come; (3) completions that found their queue full wait in the kernel
 //! (`IORING_FEAT_NODROP`), and every reap asks for them.
 
+#![expect(unsafe_code, reason = "talks to the kernel")]
+
 use super::config::{ExecutorConfig, SetupError};
 use super::driver::{Completion, Driver, Request, Unpark};
 use io_uring::squeue::Entry;

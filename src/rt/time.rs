@@ -3,6 +3,8 @@
 //! A timeout is an operation like any other, so that it can be cancelled like any other and a
 //! driver with another clock keeps its time. Invariant: nothing here reads a clock of its own.
 
+#![expect(unsafe_code, reason = "operations are unsafe to define")]
+
 use super::context::Context;
 use super::driver::{Request, Timespec};
 use super::op::{Op, Operation};
