@@ -1,7 +1,7 @@
 //! The runtime against the bare ring, and the cost of crossing threads.
 //!
 //! ```text
-//! cargo bench --bench rt                      (everything, about 90 s)
+//! cargo bench --bench rt                      (everything, about 80 s)
 //! cargo bench --bench rt -- nop/depth_1       (one group)
 //! ```
 //!
@@ -256,7 +256,12 @@ unsafe impl IoBufMut for Block {
 
 fn two_threads(spin: Option<Duration>) -> Runtime {
     let executor_config = ExecutorConfig { spin, ..ExecutorConfig::default() };
-    let config = RuntimeConfig { num_threads: 2, executor_config, ..RuntimeConfig::default() };
+    let config = RuntimeConfig {
+        num_threads: 2,
+        pin_threads: true, // on one core, crossing is cheap and spinning is in vain
+        executor_config,
+        ..RuntimeConfig::default()
+    };
     Runtime::start(config).expect("two threads with rings")
 }
 

@@ -11,7 +11,7 @@ fn main() -> Result<()> {
     block_on(async {
         store.put("user:17", "Ada Lovelace").await?; // durable when it returns
         let value = store.get("user:17").await?;
-        println!("user:17 is {:?}", value);
+        println!("user:17 is {value:?}");
         println!("deleted: {}", store.delete("user:17").await?);
         println!("user:17 is {:?}", store.get("user:17").await?);
         store.close().await

@@ -140,10 +140,7 @@ fn whole_reads_and_writes_are_put_together_from_short_ones() {
 fn a_short_write_is_seen_as_short_and_a_whole_write_that_cannot_be_is_an_error() {
     in_child("a_short_write_is_seen_as_short_and_a_whole_write_that_cannot_be_is_an_error", || {
         let _dog = Watchdog::new();
-        let limit = libc::rlimit {
-            rlim_cur: 10_000,
-            rlim_max: 10_000,
-        };
+        let limit = libc::rlimit { rlim_cur: 10_000, rlim_max: 10_000 };
         // SAFETY: takes no pointers; ignoring the signal is what makes the write fail instead.
         unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         // SAFETY: the limit is read before the call returns.

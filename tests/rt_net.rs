@@ -162,9 +162,7 @@ fn bind_to_loopback(socket: &Fd) -> Address {
     let mut raw = libc::sockaddr_in {
         sin_family: libc::sa_family_t::try_from(libc::AF_INET).unwrap(),
         sin_port: 0,
-        sin_addr: libc::in_addr {
-            s_addr: u32::from_be_bytes([127, 0, 0, 1]).to_be(),
-        },
+        sin_addr: libc::in_addr { s_addr: u32::from_be_bytes([127, 0, 0, 1]).to_be() },
         sin_zero: [0; 8],
     };
     let len = libc::socklen_t::try_from(size_of_val(&raw)).unwrap();
@@ -381,10 +379,8 @@ fn a_dropped_send_or_receive_is_cancelled_and_frees_its_buffer() {
 #[test]
 fn datagrams_and_sockets_of_the_standard_library_go_through_the_ring() {
     let _dog = Watchdog::new();
-    let (first, second) = (
-        UdpSocket::bind("127.0.0.1:0").unwrap(),
-        UdpSocket::bind("127.0.0.1:0").unwrap(),
-    );
+    let (first, second) =
+        (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
     first.connect(second.local_addr().unwrap()).unwrap();
     second.connect(first.local_addr().unwrap()).unwrap();
     let (first, second) = (Fd::from(first), Fd::from(second));

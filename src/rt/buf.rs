@@ -257,10 +257,8 @@ mod tests {
     fn fill<B: IoBufMut>(buf: &mut B, n: usize, byte: u8) {
         let n = n.min(buf.room());
         let ptr = buf.ptr_mut();
-        for i in 0..n {
-            // SAFETY: within the room.
-            unsafe { ptr.add(i).write(byte) };
-        }
+        // SAFETY: within the room.
+        unsafe { ptr.write_bytes(byte, n) };
         // SAFETY: just written.
         unsafe { buf.filled(0, n) };
     }

@@ -114,7 +114,8 @@ impl ExecutorConfig {
         if has(SETUP_COOP_TASKRUN) {
             builder.setup_coop_taskrun();
         }
-        if has(SETUP_TASKRUN_FLAG) {
+        // With either mode: without the flag there is no telling whether completions wait.
+        if has(SETUP_TASKRUN_FLAG) || has(SETUP_COOP_TASKRUN) || has(SETUP_DEFER_TASKRUN) {
             builder.setup_taskrun_flag();
         }
         if has(SETUP_SINGLE_ISSUER) {

@@ -75,12 +75,15 @@ pub(crate) struct Context {
 }
 
 /// Makes a context the thread's current one until it is dropped.
-pub(crate) struct Entered(());
+pub(crate) struct Entered {
+    before: Option<Rc<Context>>,
+}
 
 impl Drop for Entered {
     fn drop(&mut self) {
+        let before = self.before.take();
         // The context may be the last reference: let go of the cell before dropping it.
-        let context = CURRENT.try_with(|current| current.borrow_mut().take());
+        let context = CURRENT.try_with(|current| current.replace(before));
         drop(context);
     }
 }
@@ -124,16 +127,18 @@ impl Context {
     ///
     /// If an executor runs on this thread already: the inner one would stop the outer one.
     pub(crate) fn enter(self: &Rc<Self>) -> Entered {
-        CURRENT.with(|current| {
-            let mut current = current.borrow_mut();
-            assert!(
-                current.is_none(),
-                "an executor was run inside a task of another one, which would stop its thread: \
-                 await the future instead"
-            );
-            *current = Some(Rc::clone(self));
-        });
-        Entered(())
+        assert!(
+            Self::current().is_none(),
+            "an executor was run inside a task of another one, which would stop its thread: \
+             await the future instead"
+        );
+        self.enter_to_close()
+    }
+
+    /// Also inside another executor's task: one may be dropped there.
+    pub(crate) fn enter_to_close(self: &Rc<Self>) -> Entered {
+        let before = CURRENT.try_with(|current| current.replace(Some(Rc::clone(self))));
+        Entered { before: before.ok().flatten() }
     }
 
     pub(crate) fn is(&self, shared: &Arc<Shared>, index: usize) -> bool {

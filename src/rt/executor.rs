@@ -198,7 +198,7 @@ impl Executor {
         let context = &self.context;
         context.shared().stopping.set();
         context.mailbox().advance(Phase::Closed);
-        let _entered = context.enter();
+        let _entered = context.enter_to_close();
         let dropped = context.drop_everything();
         if !self.let_go() {
             // The kernel may still write to buffers in the table: leak it, with the ring.

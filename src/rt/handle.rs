@@ -3,7 +3,7 @@
 
 use super::context::Context;
 use super::event::Event;
-use super::join::{JoinError, Task, join};
+use super::join::{Task, join};
 use super::mailbox::{Mailbox, Message, Phase};
 use super::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::task::{Header, LocalFuture, SendFuture};
@@ -121,7 +121,7 @@ impl Handle {
     /// Runs a task on this thread. It may later hop to others of its runtime ([`schedule_on`]).
     ///
     /// Never blocks. Tasks offered by one thread start in the order of their offering. If the
-    /// executor has stopped, the handle resolves to [`JoinError::Stopped`] and the task is dropped
+    /// executor has stopped, the handle resolves to [`JoinError::Stopped`](super::JoinError::Stopped) and the task is dropped
     /// here and now.
     pub fn schedule<F>(&self, future: F) -> Task<F::Output>
     where
@@ -225,12 +225,6 @@ impl fmt::Display for HopError {
 }
 
 impl std::error::Error for HopError {}
-
-impl From<HopError> for JoinError {
-    fn from(_: HopError) -> Self {
-        JoinError::Stopped
-    }
-}
 
 impl From<HopError> for std::io::Error {
     fn from(error: HopError) -> Self {

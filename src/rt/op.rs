@@ -76,7 +76,7 @@ impl<T: Operation> InFlight for Cell<T> {
     }
 }
 
-/// Names one submitted operation, for [`cancel`](super::cancel). Never reused.
+/// Names one submitted operation, for [`cancel`](super::cancel()). Never reused.
 #[derive(Clone, Debug)]
 pub struct OpId {
     pub(crate) home: Handle,
@@ -100,7 +100,7 @@ enum State<T: Operation> {
 ///
 /// Dropping the future asks the kernel to give the operation up and returns at once. The buffer is
 /// freed when the operation has really ended; whether it took effect is then unknown. To get the
-/// buffer back, use [`cancel`](super::cancel) and await the future to its end instead.
+/// buffer back, use [`cancel`](super::cancel()) and await the future to its end instead.
 ///
 /// # Panics
 ///

@@ -70,7 +70,7 @@ impl From<Elapsed> for io::Error {
 }
 
 /// Gives a future so much time from its first poll on, and drops it then: its operations are
-/// cancelled, and their buffers are gone. To keep a buffer, [`cancel`](super::cancel) the
+/// cancelled, and their buffers are gone. To keep a buffer, [`cancel`](super::cancel()) the
 /// operation instead.
 ///
 /// # Errors
