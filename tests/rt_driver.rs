@@ -42,7 +42,9 @@ enum Event {
 struct Pending {
     token: u64,
     request: Request,
+    /// `None` for those that never complete.
     due: Option<Duration>,
+    cancelled: bool,
 }
 
 struct State {
@@ -155,37 +157,34 @@ impl State {
             Request::Close { fd } => outcome(unsafe { libc::close(fd) } as isize),
             Request::Timeout { .. } => -libc::ETIME,
             Request::Cancel { token } => {
-                let target = self.pending.iter().position(|p| p.token == token);
-                match target {
-                    Some(index) if self.pending[index].due.is_some() => {
-                        // In the same moment, before the cancel's own completion or after it.
-                        self.pending[index].request = Request::Nop;
-                        self.pending[index].due = Some(self.now);
-                        self.cancelled(token);
+                let now = self.now;
+                match self.pending.iter_mut().find(|p| p.token == token) {
+                    Some(target) if target.due.is_some() => {
+                        // It ends in the same moment, before the cancel or after it.
+                        target.due = Some(now);
+                        target.cancelled = true;
                         0
                     }
                     Some(_) => -libc::EALREADY,
                     None => -libc::ENOENT,
                 }
             }
+            // Not a request that the tests leave pending.
+            Request::CancelFd { .. } => -libc::ENOENT,
             _ => -libc::EOPNOTSUPP,
         }
-    }
-
-    fn cancelled(&mut self, token: u64) {
-        let target = self.pending.iter_mut().find(|p| p.token == token);
-        // A request that the simulation does not know of: its result is its name.
-        target.unwrap().request = Request::Shutdown { fd: -1, how: -libc::ECANCELED };
     }
 
     fn complete_due(&mut self, done: &mut Vec<Completion>) {
         while let Some(index) =
             self.pending.iter().position(|p| p.due.is_some_and(|due| due <= self.now))
         {
-            let Pending { token, request, .. } = self.pending.swap_remove(index);
-            let result = match request {
-                Request::Shutdown { fd: -1, how } => how,
-                request => self.perform(request),
+            let next = self.pending.swap_remove(index);
+            let token = next.token;
+            let result = if next.cancelled {
+                -libc::ECANCELED
+            } else {
+                self.perform(next.request)
             };
             self.log.push(Event::Completed(token, result));
             self.freed_at_completion.push(self.drops.get());
@@ -212,7 +211,12 @@ unsafe impl Driver for SimDriver {
             (Request::Cancel { .. }, Fate::After(_)) => Some(state.now),
             (_, Fate::After(time)) => Some(state.now + time),
         };
-        state.pending.push(Pending { token, request, due });
+        state.pending.push(Pending {
+            token,
+            request,
+            due,
+            cancelled: false,
+        });
     }
 
     fn enter(&mut self, wait: bool, done: &mut Vec<Completion>) -> io::Result<()> {

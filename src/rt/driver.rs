@@ -4,7 +4,7 @@
 //! [`Request`], and its end is a [`Completion`]. Everything that the runtime and the store do to
 //! the outside world passes through one [`Driver`], the clock included, so that another driver (a
 //! simulated disk with virtual time, threads on a host that refuses rings) can stand in under the
-//! unchanged executor. The ring is [`super::ring::Ring`].
+//! unchanged executor. The ring is in `ring.rs`.
 //!
 //! Invariant: a driver uses the memory that a request points to only from [`Driver::push`] until
 //! it hands out the request's completion.

@@ -105,12 +105,12 @@ pub fn write<B: IoBuf>(fd: &Fd, buf: B, offset: u64) -> Op<Write<B>> {
     write_with(fd, buf, offset, 0)
 }
 
-/// [`write`] with `RWF_*` flags of `pwritev2`, such as `RWF_DSYNC`.
+/// [`write()`] with `RWF_*` flags of `pwritev2`, such as `RWF_DSYNC`.
 pub fn write_with<B: IoBuf>(fd: &Fd, buf: B, offset: u64, flags: i32) -> Op<Write<B>> {
     Op::new(Write { fd: fd.clone(), buf, offset, flags })
 }
 
-/// See [`write`].
+/// See [`write()`].
 #[derive(Debug)]
 pub struct Write<B> {
     fd: Fd,
