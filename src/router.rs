@@ -186,3 +186,64 @@ impl Drop for Place<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::task::Context;
+
+    /// Polls once, without a waker.
+    fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+        match future.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_full_gate_lets_in_by_order_of_coming_as_others_leave() {
+        let gate = Arc::new(Gate::default());
+        let first = poll(pin!(gate.enter(QUEUE_BYTES))).unwrap();
+        let (mut second, mut third) = (pin!(gate.enter(QUEUE_BYTES)), pin!(gate.enter(1)));
+        assert!(poll(second.as_mut()).is_none());
+        assert!(poll(third.as_mut()).is_none(), "small, but it came later");
+        drop(first);
+        let second = poll(second).unwrap();
+        assert!(poll(third.as_mut()).is_none());
+        drop(second);
+        assert!(poll(third).is_some());
+        assert_eq!(lock(&gate.0).inside, 0);
+    }
+
+    #[test]
+    fn a_request_larger_than_the_gate_is_let_in_alone() {
+        let gate = Arc::new(Gate::default());
+        let large = poll(pin!(gate.enter(10 * QUEUE_BYTES))).unwrap();
+        let mut small = pin!(gate.enter(1));
+        assert!(poll(small.as_mut()).is_none());
+        drop(large);
+        assert!(poll(small).is_some());
+    }
+
+    #[test]
+    fn one_who_goes_away_while_waiting_does_not_stand_in_the_way() {
+        let gate = Arc::new(Gate::default());
+        let half = poll(pin!(gate.enter(QUEUE_BYTES / 2))).unwrap();
+        let mut large = Box::pin(gate.enter(QUEUE_BYTES));
+        let mut small = pin!(gate.enter(1));
+        assert!(poll(large.as_mut()).is_none());
+        assert!(poll(small.as_mut()).is_none());
+        drop(large); // while it waits
+        let small = poll(small).expect("nobody is before it any more");
+
+        let mut large = Box::pin(gate.enter(QUEUE_BYTES));
+        let mut last = pin!(gate.enter(1));
+        assert!(poll(large.as_mut()).is_none());
+        assert!(poll(last.as_mut()).is_none());
+        drop((half, small));
+        drop(large); // when it was let in, but had not noticed
+        assert!(poll(last).is_some());
+        assert_eq!(lock(&gate.0).inside, 0);
+    }
+}

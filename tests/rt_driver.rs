@@ -181,11 +181,7 @@ impl State {
         {
             let next = self.pending.swap_remove(index);
             let token = next.token;
-            let result = if next.cancelled {
-                -libc::ECANCELED
-            } else {
-                self.perform(next.request)
-            };
+            let result = if next.cancelled { -libc::ECANCELED } else { self.perform(next.request) };
             self.log.push(Event::Completed(token, result));
             self.freed_at_completion.push(self.drops.get());
             done.push(Completion { token, result });
@@ -211,12 +207,7 @@ unsafe impl Driver for SimDriver {
             (Request::Cancel { .. }, Fate::After(_)) => Some(state.now),
             (_, Fate::After(time)) => Some(state.now + time),
         };
-        state.pending.push(Pending {
-            token,
-            request,
-            due,
-            cancelled: false,
-        });
+        state.pending.push(Pending { token, request, due, cancelled: false });
     }
 
     fn enter(&mut self, wait: bool, done: &mut Vec<Completion>) -> io::Result<()> {
