@@ -60,7 +60,8 @@ pub unsafe trait IoBuf: 'static {
 ///
 /// Growable buffers (`Vec<u8>`, `BytesMut`) have room for their whole **capacity**, and are
 /// exactly as long as what was read afterwards. Fixed ones (`Box<[u8]>`, arrays) have room for
-/// their length, which stays. A failed operation changes neither.
+/// their length, which stays. A failed operation changes neither. A buffer without room is refused
+/// with `InvalidInput` by `read` and `recv`: their 0 would look like the end.
 ///
 /// # Safety
 ///

@@ -39,6 +39,7 @@ enum Body {
 /// A task at home. Fields drop in order: the task counts as live until its future is gone.
 struct Resident {
     body: Body,
+    waker: Waker,
     live: Live,
 }
 
@@ -55,6 +56,7 @@ enum Running {
 }
 
 pub(crate) struct Context {
+    handle: Handle,
     shared: Arc<Shared>,
     index: usize,
     /// `None` while a task is being polled.
@@ -100,6 +102,7 @@ impl Context {
     pub(crate) fn new(shared: Arc<Shared>, index: usize, driver: Box<dyn Driver>) -> Rc<Self> {
         shared.mailbox(index).attach(driver.unparker());
         Rc::new(Self {
+            handle: Handle::new(Arc::clone(&shared), index),
             shared,
             index,
             tasks: RefCell::new(Slab::new()),
@@ -121,6 +124,17 @@ impl Context {
     pub(crate) fn current() -> Option<Rc<Context>> {
         // None also while the thread is being torn down, when wakers may still come by.
         CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
+    }
+
+    /// As [`current`](Self::current), without counting references. `f` runs no foreign code.
+    pub(crate) fn with_current<R>(f: impl FnOnce(Option<&Context>) -> R) -> R {
+        let mut f = Some(f);
+        let mut call = |context: Option<&Context>| f.take().map(|f| f(context));
+        let done = CURRENT.try_with(|current| call(current.borrow().as_deref()));
+        match done.unwrap_or_else(|_| call(None)) {
+            Some(result) => result,
+            None => unreachable!("called once, with a context or without"),
+        }
     }
 
     /// # Panics
@@ -153,8 +167,8 @@ impl Context {
         &self.shared
     }
 
-    pub(crate) fn handle(&self) -> Handle {
-        Handle::new(Arc::clone(&self.shared), self.index)
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     pub(crate) fn mailbox(&self) -> &Mailbox {
@@ -197,18 +211,22 @@ impl Context {
     pub(crate) fn io(&self, wait: bool) -> io::Result<()> {
         let mut done = self.done.take();
         let entered = self.driver.borrow_mut().enter(wait, &mut done);
-        for Completion { token, result } in done.drain(..) {
-            let cell = self.in_flight.borrow_mut().remove(Key(token));
-            if let Some(cell) = cell {
-                contain(|| {
+        let mut completions = done.drain(..);
+        // Once around, unless a waker or a buffer's drop panics: then the rest is taken up again.
+        while completions.len() > 0 {
+            contain(|| {
+                for Completion { token, result } in completions.by_ref() {
+                    let cell = self.in_flight.borrow_mut().remove(Key(token));
                     // SAFETY: the driver has handed out the completion, so it is done with the
                     // memory; the key is out of the table, so this happens once.
-                    if let Some(waker) = unsafe { cell.complete(result) } {
+                    let waker = cell.and_then(|cell| unsafe { cell.complete(result) });
+                    if let Some(waker) = waker {
                         waker.wake();
                     }
-                });
-            }
+                }
+            });
         }
+        drop(completions);
         self.done.replace(done);
         entered
     }
@@ -229,7 +247,8 @@ impl Context {
     }
 
     fn admit(&self, header: Arc<Header>, body: Body, live: Live) {
-        header.set_key(self.tasks.borrow_mut().insert(Some(Resident { body, live })));
+        let waker = Waker::from(Arc::clone(&header));
+        header.set_key(self.tasks.borrow_mut().insert(Some(Resident { body, waker, live })));
         self.make_ready(header);
     }
 
@@ -310,10 +329,10 @@ impl Context {
             self.tasks.borrow_mut().remove(key);
             return contain(|| drop(resident));
         }
-        let poll = self.poll(&header, &mut resident.body);
+        let poll = self.poll(&mut resident);
         let hop = self.hop.take();
         match (poll, hop, resident) {
-            (Some(Poll::Pending), Some(hop), Resident { body: Body::Send(future), live }) => {
+            (Some(Poll::Pending), Some(hop), Resident { body: Body::Send(future), live, .. }) => {
                 self.tasks.borrow_mut().remove(key);
                 self.depart(header, future, live, hop);
             }
@@ -331,9 +350,8 @@ impl Context {
 
     /// None if it panicked. (The task's own panics are caught further in and go to its awaiter;
     /// what comes here was thrown by a drop on the way out.)
-    fn poll(&self, header: &Arc<Header>, body: &mut Body) -> Option<Poll<()>> {
-        let waker = Waker::from(Arc::clone(header));
-        let mut cx = TaskContext::from_waker(&waker);
+    fn poll(&self, Resident { body, waker, .. }: &mut Resident) -> Option<Poll<()>> {
+        let mut cx = TaskContext::from_waker(waker);
         let mut poll = None;
         contain(|| {
             poll = Some(match body {

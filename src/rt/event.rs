@@ -3,6 +3,7 @@
 //! Invariant: after `set`, every waiter has been woken, and every later one resolves at once.
 
 use super::slab::{Key, Slab};
+use super::sync::atomic::{AtomicBool, Ordering};
 use super::sync::{Mutex, lock};
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
@@ -13,15 +14,21 @@ struct State {
 }
 
 /// See the module.
-pub(crate) struct Event(Mutex<State>);
+pub(crate) struct Event {
+    state: Mutex<State>,
+    /// As in the state, for those who need not lock.
+    set: AtomicBool,
+}
 
 impl Event {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(State { set: false, waiters: Slab::new() }))
+        let state = State { set: false, waiters: Slab::new() };
+        Self { state: Mutex::new(state), set: AtomicBool::new(false) }
     }
 
     pub(crate) fn set(&self) {
-        let mut state = lock(&self.0);
+        self.set.store(true, Ordering::Release);
+        let mut state = lock(&self.state);
         state.set = true;
         let waiters = std::mem::replace(&mut state.waiters, Slab::new());
         drop(state);
@@ -29,22 +36,23 @@ impl Event {
     }
 
     pub(crate) async fn wait(&self) {
-        let mut waiter = Waiter { event: self, key: Key::NONE };
+        let mut waiter = Waiter { event: self, key: Key::NONE, waker: None };
         poll_fn(|cx| {
-            let mut state = lock(&self.0);
+            if self.set.load(Ordering::Acquire) {
+                return Poll::Ready(());
+            }
+            // A loop that waits for this beside each of its operations locks nothing.
+            if waiter.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                return Poll::Pending;
+            }
+            let mut state = lock(&self.state);
             if state.set {
                 return Poll::Ready(());
             }
-            let stale = match state.waiters.get_mut(waiter.key) {
-                Some(waker) if waker.will_wake(cx.waker()) => None,
-                Some(waker) => Some(std::mem::replace(waker, cx.waker().clone())),
-                None => {
-                    waiter.key = state.waiters.insert(cx.waker().clone());
-                    None
-                }
-            };
+            let stale = state.waiters.remove(waiter.key);
+            waiter.key = state.waiters.insert(cx.waker().clone());
             drop(state);
-            drop(stale); // foreign code: outside the lock
+            drop((stale, waiter.waker.replace(cx.waker().clone()))); // foreign code: no lock held
             Poll::Pending
         })
         .await;
@@ -55,11 +63,15 @@ impl Event {
 struct Waiter<'a> {
     event: &'a Event,
     key: Key,
+    /// The one that is registered under `key`.
+    waker: Option<Waker>,
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        let waker = lock(&self.event.0).waiters.remove(self.key);
-        drop(waker);
+        if self.waker.is_some() {
+            let waker = lock(&self.event.state).waiters.remove(self.key);
+            drop(waker);
+        }
     }
 }

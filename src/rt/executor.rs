@@ -90,7 +90,7 @@ impl Executor {
     /// How other threads reach this executor. What they schedule runs when this thread is in
     /// [`run`](Self::run) or [`block_on`](Self::block_on).
     pub fn handle(&self) -> Handle {
-        self.context.handle()
+        self.context.handle().clone()
     }
 
     /// Adds a task; it need not be `Send`. It runs in [`run`](Self::run) or
@@ -176,11 +176,13 @@ impl Executor {
         let context = &*self.context;
         if self.spinner.borrow_mut().pays() {
             context.io(false)?;
-            let found = context.has_ready()
-                || self
-                    .spinner
-                    .borrow_mut()
-                    .spin(|| context.mailbox().pending() || context.driver().borrow_mut().ready());
+            if context.has_ready() {
+                return Ok(());
+            }
+            let found = self
+                .spinner
+                .borrow_mut()
+                .spin(|| context.mailbox().pending() || context.driver().borrow_mut().ready());
             if found {
                 return context.io(false);
             }

@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "takes over descriptors from completions")]
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
@@ -34,6 +34,12 @@ impl Fd {
     /// The descriptor itself, if nobody else holds it.
     pub(crate) fn into_owned(self) -> Option<OwnedFd> {
         Arc::into_inner(self.0)
+    }
+}
+
+impl AsFd for Fd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

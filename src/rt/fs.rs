@@ -33,11 +33,14 @@ pub(crate) unsafe fn filled<B: IoBufMut>(
     result: io::Result<u32>,
     mut buf: B,
 ) -> BufResult<usize, B> {
-    let result = result.map(|n| {
-        let n = n as usize;
+    let result = result.and_then(|n| {
+        if buf.room() == 0 {
+            let why = "the buffer has no room: give it capacity";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
         // SAFETY: the kernel wrote `n` bytes, at most the room it was given.
-        unsafe { buf.filled(0, n) };
-        n
+        unsafe { buf.filled(0, n as usize) };
+        Ok(n as usize)
     });
     (result, buf)
 }

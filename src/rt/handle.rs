@@ -8,8 +8,8 @@ use super::mailbox::{Mailbox, Message, Phase};
 use super::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::task::{Header, LocalFuture, SendFuture};
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
@@ -94,23 +94,27 @@ impl Drop for Live {
 /// One thread of a [`Runtime`](super::Runtime), or a stand-alone [`Executor`](super::Executor),
 /// seen from anywhere: cheap to clone, `Send` and `Sync`. Outlives its thread; then it refuses.
 #[derive(Clone)]
-pub struct Handle {
+pub struct Handle(Arc<At>);
+
+/// One for each thread, so that counting a handle's clones does not bounce a cache line between
+/// the threads of a runtime: every operation in flight holds one.
+struct At {
     shared: Arc<Shared>,
     index: usize,
 }
 
 impl Handle {
     pub(crate) fn new(shared: Arc<Shared>, index: usize) -> Self {
-        Self { shared, index }
+        Self(Arc::new(At { shared, index }))
     }
 
     pub(crate) fn mailbox(&self) -> &Mailbox {
-        self.shared.mailbox(self.index)
+        self.0.shared.mailbox(self.0.index)
     }
 
     /// Which thread of its runtime this is, from 0.
     pub fn index(&self) -> usize {
-        self.index
+        self.0.index
     }
 
     /// Whether the caller runs on this thread, in its executor.
@@ -128,9 +132,9 @@ impl Handle {
         F: Future + Send + 'static,
         F::Output: Send,
     {
-        let header = Header::new(Arc::clone(&self.shared), self.index);
+        let header = Header::new(Arc::clone(&self.0.shared), self.0.index);
         let (task, future) = join(&header, |finish| Box::pin(finish.run(future)) as SendFuture);
-        self.offer(Message::Arrive(header, future, Live::new(&self.shared), None));
+        self.offer(Message::Arrive(header, future, Live::new(&self.0.shared), None));
         task
     }
 
@@ -153,24 +157,52 @@ impl Handle {
         F: Future + 'static,
         F::Output: Send,
     {
-        let header = Header::new(Arc::clone(&self.shared), self.index);
+        let header = Header::new(Arc::clone(&self.0.shared), self.0.index);
         let (task, start) = join(&header, |finish| {
             Box::new(move || Box::pin(finish.run(make())) as LocalFuture)
                 as Box<dyn FnOnce() -> LocalFuture + Send>
         });
-        self.offer(Message::Start(header, start, Live::new(&self.shared)));
+        self.offer(Message::Start(header, start, Live::new(&self.0.shared)));
         task
     }
 
     fn offer(&self, message: Message) {
         // A task of the same runtime is work accepted: what it needs done is accepted too.
-        let inside = Context::current().is_some_and(|context| context.shares(&self.shared));
+        let inside = Context::current().is_some_and(|context| context.shares(&self.0.shared));
         let last = if inside { Phase::Draining } else { Phase::Open };
         // A refused message is dropped, and the promise in it says so to the task's handle.
         drop(self.mailbox().post_until(last, message));
     }
 
-    /// Resolves when the runtime begins to stop: for loops that would otherwise never end.
+    /// Runs a future until it is done, or, with `None`, until the runtime begins to stop: for loops
+    /// that would otherwise never end. The future is dropped then, and its operations cancelled.
+    ///
+    /// ```
+    /// # use ringlog::rt::{self, Fd, Runtime, RuntimeConfig};
+    /// # let runtime = Runtime::start(RuntimeConfig::default())?;
+    /// # let listener = Fd::from(std::net::TcpListener::bind("127.0.0.1:0")?);
+    /// let handle = runtime.thread(0).clone();
+    /// let acceptor = runtime.schedule(async move {
+    ///     while let Some(accepted) = handle.until_stopping(rt::accept(&listener)).await {
+    ///         let (_connection, _peer) = accepted?;
+    ///     }
+    ///     Ok::<(), std::io::Error>(())
+    /// });
+    /// runtime.stop()?;
+    /// rt::block_on(acceptor)??;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub async fn until_stopping<F: Future>(&self, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        let mut stopping = pin!(self.0.shared.stopping.wait());
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => stopping.as_mut().poll(cx).map(|()| None),
+        })
+        .await
+    }
+
+    /// Resolves when the runtime begins to stop. See also [`until_stopping`](Self::until_stopping).
     ///
     /// ```
     /// # use ringlog::rt::{Runtime, RuntimeConfig};
@@ -182,14 +214,14 @@ impl Handle {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn stopping(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.0.shared);
         async move { shared.stopping.wait().await }
     }
 }
 
 impl PartialEq for Handle {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared) && self.index == other.index
+        Arc::ptr_eq(&self.0.shared, &other.0.shared) && self.0.index == other.0.index
     }
 }
 
@@ -197,7 +229,7 @@ impl Eq for Handle {}
 
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").field("index", &self.index).finish_non_exhaustive()
+        f.debug_struct("Handle").field("index", &self.0.index).finish_non_exhaustive()
     }
 }
 
@@ -279,7 +311,7 @@ impl Future for ScheduleOn {
         if context.is_home_of(&self.target) {
             return Poll::Ready(Ok(()));
         }
-        if !context.shares(&self.target.shared) {
+        if !context.shares(&self.target.0.shared) {
             return Poll::Ready(Err(HopError::OtherRuntime));
         }
         if self.target.mailbox().phase() == Phase::Closed {
@@ -287,7 +319,7 @@ impl Future for ScheduleOn {
         }
         // The executor moves the task when this poll has ended. If the target closes meanwhile,
         // the task is polled here again, and sees so above.
-        if context.ask_to_hop(self.target.index, cx.waker()) {
+        if context.ask_to_hop(self.target.0.index, cx.waker()) {
             Poll::Pending
         } else {
             Poll::Ready(Err(HopError::NotSend))
@@ -298,6 +330,6 @@ impl Future for ScheduleOn {
 impl Context {
     /// Whether the handle names this context's thread.
     pub(crate) fn is_home_of(&self, handle: &Handle) -> bool {
-        self.is(&handle.shared, handle.index)
+        self.is(&handle.0.shared, handle.0.index)
     }
 }

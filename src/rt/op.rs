@@ -135,7 +135,11 @@ impl<T: Operation> Op<T> {
         if !matches!(self.state, State::Idle(_)) {
             return;
         }
-        let context = Context::current().expect(
+        Context::with_current(|context| self.submit_on(context, waker));
+    }
+
+    fn submit_on(&mut self, context: Option<&Context>, waker: Option<&Waker>) {
+        let context = context.expect(
             "an operation of ringlog::rt was polled outside of an executor: \
              run it in Executor::block_on, or schedule it on a Runtime's thread",
         );
@@ -144,7 +148,7 @@ impl<T: Operation> Op<T> {
             // SAFETY: the cell was made on the line above and nobody else has it.
             let request = unsafe { cell.with_payload(T::request) };
             let key = context.submit(Arc::clone(&cell) as Arc<dyn InFlight>, request);
-            self.state = State::InFlight { cell, id: OpId { home: context.handle(), key } };
+            self.state = State::InFlight { cell, id: OpId { home: context.handle().clone(), key } };
         }
     }
 }

@@ -43,7 +43,7 @@ impl<T: 'static> Owned<T> {
     pub fn new(value: T) -> Self {
         let context = Context::current().expect("Owned::new was called outside of an executor");
         let key = context.owned().borrow_mut().insert(Rc::new(value));
-        Self { home: context.handle(), key, names: PhantomData }
+        Self { home: context.handle().clone(), key, names: PhantomData }
     }
 
     /// The thread that the value lives on.

@@ -173,6 +173,11 @@ impl Runtime {
         self.handles.len()
     }
 
+    /// The threads, in order. Tasks take clones of the handles with them.
+    pub fn threads(&self) -> &[Handle] {
+        &self.handles
+    }
+
     /// The thread of that index.
     ///
     /// # Panics

@@ -102,10 +102,16 @@ impl Header {
         let mut header = self;
         loop {
             let home = header.home();
-            if let Some(context) = Context::current()
-                && context.is(&header.shared, home)
-            {
-                return context.make_ready(header);
+            let elsewhere = Context::with_current(|context| match context {
+                Some(context) if context.is(&header.shared, home) => {
+                    context.make_ready(header);
+                    None
+                }
+                _ => Some(header),
+            });
+            match elsewhere {
+                Some(back) => header = back,
+                None => return,
             }
             let shared = Arc::clone(&header.shared);
             match shared.mailbox(home).post(Message::Run(header)) {
