@@ -48,7 +48,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     })?;
 
     let served = Arc::new(Served::default());
-    let threads: Vec<Handle> = (0..num_threads).map(|i| runtime.thread(i).clone()).collect();
+    let threads = runtime.threads().to_vec();
     let acceptor = accept_loop(Fd::from(listener), threads, Arc::clone(&served));
     let acceptor = runtime.thread(0).schedule(acceptor);
     println!("listening on {address} with {num_threads} threads; Ctrl-C stops");
@@ -68,15 +68,14 @@ fn run() -> Result<(), Box<dyn Error>> {
 }
 
 async fn accept_loop(listener: Fd, threads: Vec<Handle>, served: Arc<Served>) {
-    let mut stopping = pin!(threads[0].stopping());
     for thread in threads.iter().cycle() {
-        match select(stopping.as_mut(), rt::accept(&listener)).await {
-            Either::Left(_) => return, // the accept is dropped, and so cancelled
-            Either::Right((Ok((stream, peer)), _)) => {
+        match thread.until_stopping(rt::accept(&listener)).await {
+            None => return, // the accept is dropped, and so cancelled
+            Some(Ok((stream, peer))) => {
                 let connection = connection(stream, peer, thread.clone(), Arc::clone(&served));
                 drop(thread.schedule(connection)); // it runs on by itself
             }
-            Either::Right((Err(error), _)) => {
+            Some(Err(error)) => {
                 eprintln!("accept: {error}");
                 // Out of descriptors, say: give the connections time to end.
                 drop(rt::timeout_ms(100).await);
@@ -94,6 +93,7 @@ async fn connection(stream: Fd, peer: Address, thread: Handle, served: Arc<Serve
 
 /// Until the peer has finished or the server stops. The stream closes with its last holder.
 async fn echo(stream: &Fd, thread: &Handle, bytes: &AtomicU64) -> io::Result<()> {
+    // Made once, and not for each message as by `until_stopping`: waiting on costs a load then.
     let mut stopping = pin!(thread.stopping());
     let mut buf = Vec::with_capacity(16 * 1024);
     loop {

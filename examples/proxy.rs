@@ -104,15 +104,14 @@ impl Proxy {
 }
 
 async fn accept_and_scatter(listener: Fd, backend: Address, workers: Vec<(Handle, Arc<Counts>)>) {
-    let mut stopping = pin!(workers[0].0.stopping());
     for (worker, counts) in workers.iter().cycle() {
-        match select(stopping.as_mut(), rt::accept(&listener)).await {
-            Either::Left(_) => return,
-            Either::Right((Ok((client, peer)), _)) => {
+        match worker.until_stopping(rt::accept(&listener)).await {
+            None => return,
+            Some(Ok((client, peer))) => {
                 let client = serve(client, peer, backend.clone(), Arc::clone(counts));
                 drop(worker.schedule(client)); // it runs on by itself
             }
-            Either::Right((Err(error), _)) => {
+            Some(Err(error)) => {
                 eprintln!("accept: {error}");
                 // Out of descriptors, say: give the clients time to end.
                 drop(rt::timeout_ms(100).await);

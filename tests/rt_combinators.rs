@@ -124,10 +124,10 @@ fn operations_are_awaited_on_other_executors_too() {
     let started = runtime.schedule(async move {
         let mut read = rt::read(&reader, vec![0_u8; 8], 0);
         read.start();
-        read
+        Some(read)
     });
-    let read = rt::block_on(started).unwrap();
-    let waiting = tokio.spawn(async move { read.await });
+    let read = rt::block_on(started).unwrap().unwrap();
+    let waiting = tokio.spawn(read);
     writer.write_all(b"data").unwrap();
     let (result, buf) = tokio.block_on(waiting).unwrap();
     assert_eq!(&buf[..result.unwrap()], b"data");

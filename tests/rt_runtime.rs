@@ -153,6 +153,30 @@ fn loops_that_watch_for_the_stop_end_with_it() {
 }
 
 #[test]
+fn what_is_run_until_the_stop_is_dropped_by_it_and_what_is_done_before_is_given_back() {
+    let _dog = Watchdog::new();
+    let runtime = runtime(2);
+    let handle = runtime.thread(0).clone();
+    let (reader, mut writer) = pipe();
+    let drops = common::Drops::default();
+    let witness = || drops.witness(common::Arena::new(4096));
+    let (first, second) = (witness(), witness());
+    let (send, began) = mpsc::channel();
+    let task = runtime.thread(1).schedule(async move {
+        let read = handle.until_stopping(rt::read(&reader, first, 0)).await;
+        let (result, buf) = read.expect("there was something to read before the stop");
+        drop(buf);
+        send.send(()).unwrap();
+        (result.unwrap(), handle.until_stopping(rt::read(&reader, second, 0)).await.is_none())
+    });
+    writer.write_all(b"four").unwrap();
+    began.recv().unwrap();
+    runtime.stop().unwrap();
+    assert_eq!(rt::block_on(task), Ok((4, true)));
+    assert_eq!(drops.get(), 2);
+}
+
+#[test]
 fn dropping_a_runtime_drains_it_too() {
     let _dog = Watchdog::new();
     let runtime = runtime(1);
@@ -343,18 +367,19 @@ fn tasks_that_hop_while_the_runtime_stops_either_finish_or_are_dropped() {
             .map(|_| {
                 let (threads, alive) = (threads.clone(), alive.clone());
                 runtime.schedule(async move {
-                    let _alive = alive;
+                    let held = alive;
                     for hop in 0_usize.. {
                         if rt::schedule_on(&threads[hop % 2]).await.is_err() {
                             break;
                         }
                     }
+                    drop(held);
                 })
             })
             .collect();
         let stopped = runtime.stop();
         assert_eq!(Arc::strong_count(&alive), 1, "every future is gone");
-        let finished = tasks.into_iter().map(rt::block_on).filter(Result::is_ok).count();
+        let finished = tasks.into_iter().flat_map(rt::block_on).count();
         match stopped {
             Ok(()) => assert_eq!(finished, 10),
             Err(StopError::Abandoned { tasks }) => assert_eq!(tasks + finished, 10),
@@ -406,9 +431,9 @@ fn an_operation_may_be_awaited_and_dropped_on_another_thread_and_off_every_execu
             let mut read = rt::read(&reader, witness, 0);
             read.start();
             rt::nop().await.unwrap();
-            read
+            Some(read)
         });
-        (rt::block_on(started).unwrap(), writer)
+        (rt::block_on(started).unwrap().unwrap(), writer)
     };
     let (here, mut writer) = start();
     writer.write_all(b"1").unwrap();

@@ -96,7 +96,8 @@ fn wakes_follow_a_task_that_hops() {
     let task = {
         let (left, resting) = (left.clone(), resting.clone());
         runtime.schedule(async move {
-            poll_fn(|cx| Poll::Ready(send.send(cx.waker().clone()).unwrap())).await;
+            let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+            send.send(waker).unwrap();
             for hop in 0..HOPS {
                 rt::schedule_on(&threads[hop % 2]).await.unwrap();
             }
@@ -159,7 +160,7 @@ fn a_task_that_wakes_itself_in_its_poll_is_polled_again() {
         }
         left -= 1;
         cx.waker().wake_by_ref();
-        cx.waker().clone().wake(); // once more: many wakes are one poll
+        cx.waker().wake_by_ref(); // once more: many wakes are one poll
         Poll::Pending
     });
     let executor = executor();
