@@ -12,11 +12,10 @@
 //! `--demo` runs all of it on loopback, with an echo backend and clients that send, half-close and
 //! check what comes back; then it ends. Without it the proxy runs until it is interrupted.
 
-use futures::future::{Either, select, try_join};
+use futures::future::try_join;
 use ringlog::rt::{self, Address, Fd, Handle, Runtime, RuntimeConfig, Task};
 use std::error::Error;
 use std::net::{Shutdown, SocketAddr, TcpListener};
-use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -213,20 +212,15 @@ fn demo(threads: usize) -> Result<(), Box<dyn Error>> {
 }
 
 async fn echo_backend(listener: &Fd, thread: &Handle) -> io::Result<()> {
-    let mut stopping = pin!(thread.stopping());
-    loop {
-        match select(stopping.as_mut(), rt::accept(listener)).await {
-            Either::Left(_) => return Ok(()),
-            Either::Right((accepted, _)) => {
-                let (stream, peer) = accepted?;
-                drop(rt::spawn(async move {
-                    if let Err(error) = pump(&stream, &stream, &AtomicU64::new(0)).await {
-                        eprintln!("backend: {peer}: {error}");
-                    }
-                }));
+    while let Some(accepted) = thread.until_stopping(rt::accept(listener)).await {
+        let (stream, peer) = accepted?;
+        drop(rt::spawn(async move {
+            if let Err(error) = pump(&stream, &stream, &AtomicU64::new(0)).await {
+                eprintln!("backend: {peer}: {error}");
             }
-        }
+        }));
     }
+    Ok(())
 }
 
 /// Sends its bytes and half-closes; meanwhile reads until the end, and compares.
