@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 /// A partition as its callers see it.
 struct Owner {
@@ -118,16 +118,9 @@ impl Gate {
             }
         };
         if let Some(ticket) = ticket {
-            let place = Place { gate: self, ticket };
-            poll_fn(|cx| match &mut *lock(&place.ticket.state) {
-                TicketState::Waiting(waker) => {
-                    *waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-                _ => Poll::Ready(()),
-            })
-            .await;
-            std::mem::forget(place); // admitted: the share takes over
+            let mut place = Place { gate: self, ticket: Some(ticket) };
+            poll_fn(|cx| place.poll(cx)).await;
+            place.ticket = None; // admitted: the share takes over
         }
         Share { gate: Arc::clone(self), bytes }
     }
@@ -172,15 +165,28 @@ impl Drop for Share {
 /// A place in a gate's queue, given up if its future is dropped.
 struct Place<'a> {
     gate: &'a Gate,
-    ticket: Arc<Ticket>,
+    ticket: Option<Arc<Ticket>>,
+}
+
+impl Place<'_> {
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(ticket) = &self.ticket
+            && let TicketState::Waiting(waker) = &mut *lock(&ticket.state)
+        {
+            *waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let before = std::mem::replace(&mut *lock(&self.ticket.state), TicketState::Left);
+        let Some(ticket) = self.ticket.take() else { return };
+        let before = std::mem::replace(&mut *lock(&ticket.state), TicketState::Left);
         match before {
             // Let in, but nobody came: let in the next.
-            TicketState::Admitted => self.gate.leave(self.ticket.bytes),
+            TicketState::Admitted => self.gate.leave(ticket.bytes),
             // It may have stood in others' way: they are looked at again.
             _ => self.gate.leave(0),
         }
@@ -191,7 +197,6 @@ impl Drop for Place<'_> {
 mod tests {
     use super::*;
     use std::pin::pin;
-    use std::task::Context;
 
     /// Polls once, without a waker.
     fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {

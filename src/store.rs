@@ -16,7 +16,7 @@ use bytes::Bytes;
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::future::Future;
-use std::io::{Seek, Write};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -59,7 +59,7 @@ struct Inner {
     router: Router,
     runtime: Mutex<Option<Runtime>>,
     /// Let go of last: another process may open the store only when all else is done.
-    _lock: File,
+    lock: Mutex<Option<Lock>>,
 }
 
 impl Store {
@@ -85,6 +85,9 @@ impl Store {
         make_dir(dir)?;
         let lock = lock_dir(dir)?;
         let found = Superblock::read(dir)?;
+        if found.is_none() {
+            check_no_records(dir)?;
+        }
         if let Some(superblock) = found
             && superblock.partitions as usize != options.partitions
         {
@@ -104,7 +107,7 @@ impl Store {
             closed: AtomicBool::new(false),
             router: Router::new(superblock.secret, partitions),
             runtime: Mutex::new(Some(runtime)),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -202,6 +205,7 @@ impl Store {
                 Some(runtime) => stop(runtime).await,
                 None => Ok(()),
             };
+            drop(inner.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
             outcome.and(stopped)
         })
     }
@@ -323,23 +327,36 @@ impl<T> fmt::Debug for Reply<T> {
     }
 }
 
+/// The parent of a relative path's first part has an empty name.
+fn here(dir: &Path) -> &Path {
+    if dir.as_os_str().is_empty() { Path::new(".") } else { dir }
+}
+
 /// Makes the directory if it is not there, durably.
 fn make_dir(dir: &Path) -> Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
+    // Those that are to be made, from the inside out.
+    let new: Vec<_> = dir.ancestors().take_while(|dir| !here(dir).is_dir()).collect();
     fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    // Each directory above may be new too.
-    for parent in dir.ancestors().skip(1) {
-        sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
-    }
-    Ok(())
+    new.iter().filter_map(|dir| dir.parent()).try_for_each(|parent| sync_dir(here(parent)))
 }
 
 /// A lock that ends with its process, however that ends. The id in it is for people to read.
-fn lock_dir(dir: &Path) -> Result<File> {
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // In so many words: a process forked meanwhile may hold the same open file. If it fails,
+        // closing the file is what is left to do, and happens next.
+        drop(self.0.unlock());
+    }
+}
+
+fn lock_dir(dir: &Path) -> Result<Lock> {
     let path = dir.join("LOCK");
-    let mut file = File::options()
+    let file = File::options()
         .create(true)
         .truncate(false)
         .read(true)
@@ -354,16 +371,36 @@ fn lock_dir(dir: &Path) -> Result<File> {
         }
         Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
     }
+    let mut lock = Lock(file);
+    let file = &mut lock.0;
     let written = file
         .set_len(0)
         .and_then(|()| file.rewind())
         .and_then(|()| writeln!(file, "{}", std::process::id()));
     written.map_err(Error::io("write", &path))?;
-    Ok(file)
+    Ok(lock)
 }
 
 fn log_path(dir: &Path, partition: usize) -> PathBuf {
     dir.join(format!("p{partition:04}.log"))
+}
+
+/// Left by an interrupted creation, logs are empty. If one is not, its superblock is lost.
+fn check_no_records(dir: &Path) -> Result<()> {
+    let entries: io::Result<Vec<_>> = fs::read_dir(dir).and_then(Iterator::collect);
+    let mut entries = entries.map_err(Error::io("list", dir))?;
+    entries.sort_by_key(fs::DirEntry::path);
+    for entry in entries {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            let meta = entry.metadata().map_err(Error::io("look at", &path))?;
+            if meta.len() > FILE_HEADER_LEN as u64 {
+                let reason = "there are records, but no STORE file that they belong to";
+                return Err(Error::Corrupt { path, offset: 0, reason });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Makes an empty store: the logs, and then the superblock, which makes it exist.
@@ -372,18 +409,13 @@ fn create(dir: &Path, partitions: usize, runtime: &Runtime) -> Result<Superblock
     let superblock = Superblock::new(count)?;
     for index in 0..partitions {
         let path = log_path(dir, index);
-        // Left by an interrupted creation, a log is empty. If it is not, its superblock is lost.
-        if fs::metadata(&path).is_ok_and(|log| log.len() > FILE_HEADER_LEN as u64) {
-            let reason = "there are records, but no STORE file that they belong to";
-            return Err(Error::Corrupt { path, offset: 0, reason });
-        }
         let header = FileHeader {
             store: superblock.id,
             partition: u32::try_from(index).expect("at most MAX_PARTITIONS"),
             salt: u64::from_le_bytes(random()?),
         };
         let task = runtime.schedule(async move { header.create(&path).await });
-        rt::block_on(task).map_err(Error::from)??;
+        rt::wait(task).map_err(Error::from)??;
     }
     superblock.write(dir)?;
     Ok(superblock)
@@ -406,7 +438,7 @@ fn open_partitions(
             })
         })
         .collect();
-    opening.into_iter().map(|task| rt::block_on(task).map_err(Error::from)?).collect()
+    opening.into_iter().map(|task| rt::wait(task).map_err(Error::from)?).collect()
 }
 
 /// Stops the runtime on a thread made for it, since stopping blocks.

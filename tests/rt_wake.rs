@@ -9,8 +9,8 @@ use common::{Watchdog, executor, executor_with, in_child, pipe, runtime, until};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use ringlog::rt::{
-    self, JoinError, Runtime, RuntimeConfig, SETUP_COOP_TASKRUN, SETUP_DEFER_TASKRUN,
-    SETUP_SINGLE_ISSUER, SETUP_TASKRUN_FLAG, StopError, Task,
+    self, ExecutorConfig, JoinError, Runtime, RuntimeConfig, SETUP_COOP_TASKRUN,
+    SETUP_DEFER_TASKRUN, SETUP_SINGLE_ISSUER, SETUP_TASKRUN_FLAG, StopError, Task,
 };
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -56,20 +56,28 @@ fn a_million_hops_between_two_threads_lose_no_wake() {
     runtime.stop().unwrap();
 }
 
-/// One task alone: each hop finds the other thread asleep, or about to fall asleep.
+/// One task alone: each hop finds the other thread asleep, or about to fall asleep; at once where
+/// threads do not spin before they sleep.
 #[test]
 fn a_lone_task_that_hops_finds_every_sleeping_thread() {
     let _dog = Watchdog::new();
-    let runtime = runtime(2);
-    let (here, there) = (runtime.thread(0).clone(), runtime.thread(1).clone());
-    let task = runtime.schedule(async move {
-        for _ in 0..10_000 {
-            rt::schedule_on(&there).await.unwrap();
-            rt::schedule_on(&here).await.unwrap();
-        }
-    });
-    rt::block_on(task).unwrap();
-    runtime.stop().unwrap();
+    for (spin, round_trips) in [(None, 10_000), (Some(Duration::ZERO), 10_000)] {
+        let runtime = Runtime::start(RuntimeConfig {
+            num_threads: 2,
+            executor_config: ExecutorConfig { spin, ..ExecutorConfig::default() },
+            ..RuntimeConfig::default()
+        });
+        let runtime = runtime.unwrap();
+        let (here, there) = (runtime.thread(0).clone(), runtime.thread(1).clone());
+        let task = runtime.schedule(async move {
+            for _ in 0..round_trips {
+                rt::schedule_on(&there).await.unwrap();
+                rt::schedule_on(&here).await.unwrap();
+            }
+        });
+        rt::block_on(task).unwrap();
+        runtime.stop().unwrap();
+    }
 }
 
 /// A wake may be under way to the thread that a task has just left.
@@ -184,7 +192,12 @@ impl Inbox {
         poll_fn(|cx| {
             *self.waker.lock().unwrap() = Some(cx.waker().clone());
             let arrived = |n: &AtomicUsize| n.load(Ordering::Relaxed) >= count;
-            if self.sent.iter().all(arrived) { Poll::Ready(()) } else { Poll::Pending }
+            if self.sent.iter().all(arrived) {
+                return Poll::Ready(());
+            }
+            // The poll takes its time to end: most wakes come in the middle of one.
+            std::thread::yield_now();
+            Poll::Pending
         })
         .await;
     }
@@ -203,32 +216,41 @@ impl Inbox {
 /// the other, and the poll must still see what both sent.
 #[test]
 fn of_two_wakes_at_once_neither_ones_message_is_missed() {
-    const ROUNDS: usize = 10_000;
+    const ROUNDS: usize = 5_000;
     let _dog = Watchdog::new();
-    let (inbox, barrier) = (Inbox::new(), Arc::new(Barrier::new(2)));
-    let seen = Arc::new(AtomicUsize::new(0));
-    let senders: Vec<_> = (0..2)
-        .map(|sender| {
-            let (inbox, barrier, seen) = (inbox.clone(), barrier.clone(), seen.clone());
-            std::thread::spawn(move || {
-                barrier.wait();
-                for round in 1..=ROUNDS {
-                    inbox.send(sender);
-                    while seen.load(Ordering::Acquire) < round {
-                        std::thread::yield_now();
+    for spawned in [false, true] {
+        let (inbox, barrier) = (Inbox::new(), Arc::new(Barrier::new(2)));
+        let seen = Arc::new(AtomicUsize::new(0));
+        let senders: Vec<_> = (0..2)
+            .map(|sender| {
+                let (inbox, barrier, seen) = (inbox.clone(), barrier.clone(), seen.clone());
+                std::thread::spawn(move || {
+                    barrier.wait();
+                    for round in 1..=ROUNDS {
+                        inbox.send(sender);
+                        while seen.load(Ordering::Acquire) < round {
+                            std::thread::yield_now();
+                        }
                     }
-                }
+                })
             })
-        })
-        .collect();
-    executor().block_on(async {
-        for round in 1..=ROUNDS {
-            inbox.both(round).await;
-            seen.store(round, Ordering::Release);
+            .collect();
+        let receiver = async move {
+            for round in 1..=ROUNDS {
+                inbox.both(round).await;
+                seen.store(round, Ordering::Release);
+            }
+        };
+        let executor = executor();
+        if spawned {
+            drop(executor.spawn(receiver));
+            executor.run().unwrap();
+        } else {
+            executor.block_on(receiver);
         }
-    });
-    for sender in senders {
-        sender.join().unwrap();
+        for sender in senders {
+            sender.join().unwrap();
+        }
     }
 }
 
@@ -243,7 +265,9 @@ fn a_million_wakes_by_two_threads_that_do_not_wait_leave_the_last_message_seen()
             std::thread::spawn(move || (0..EACH).for_each(|_| inbox.send(sender)))
         })
         .collect();
-    executor().block_on(inbox.both(EACH));
+    let executor = executor();
+    drop(executor.spawn(async move { inbox.both(EACH).await }));
+    executor.run().unwrap();
     for sender in senders {
         sender.join().unwrap();
     }

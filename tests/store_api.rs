@@ -13,8 +13,8 @@ use ringlog::{Bytes, Error, MAX_KEY_LEN, MAX_VALUE_LEN, QUEUE_BYTES, Reply, Stat
 use std::fs;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Waker};
-use store_common::{Watchdog, disk_dir, log_path, open, run, snapshot};
+use std::task::{Context, Poll, Waker};
+use store_common::{Rng, Watchdog, disk_dir, log_path, open, run, snapshot};
 
 // ---- one key ----------------------------------------------------------------------------------
 
@@ -241,6 +241,8 @@ fn is_send<T: Send + 'static>(value: T) -> T {
     value
 }
 
+fn is_error<E: std::error::Error + Clone + Send + Sync + 'static>() {}
+
 fn is_shared<T: Clone + Send + Sync + 'static>(value: T) -> T {
     value
 }
@@ -255,7 +257,6 @@ fn handles_and_replies_may_go_to_any_thread() {
     let sync: Reply<()> = is_send(store.sync());
     let stats: Reply<Stats> = is_send(store.stats());
     let close: Reply<()> = is_send(store.clone().close());
-    fn is_error<E: std::error::Error + Clone + Send + Sync + 'static>() {}
     is_error::<Error>();
     let elsewhere = std::thread::spawn(move || {
         run(put).unwrap();
@@ -528,6 +529,53 @@ fn a_write_is_judged_by_the_writes_before_it_that_are_not_durable_yet() {
     run(store.close()).unwrap();
     let store = open(dir.path(), 1);
     assert_eq!(run(store.stats()).unwrap().total().keys, 0);
+}
+
+/// As above, with the requests spread over many groups: some are durable, one group is on its way,
+/// one gathers.
+#[test]
+fn a_delete_is_judged_by_its_place_in_the_order_whatever_group_it_is_in() {
+    let _dog = Watchdog::new();
+    let dir = disk_dir();
+    let store = open(dir.path(), 1);
+    let mut rng = Rng(8);
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut there = [false; 4];
+    let mut puts = Vec::new();
+    let mut deletes = Vec::new();
+    for n in 0..3_000 {
+        let at = rng.below(there.len());
+        if rng.below(2) == 0 {
+            let mut put = store.put(at.to_string(), n.to_string());
+            match Pin::new(&mut put).poll(&mut cx) {
+                Poll::Ready(done) => done.unwrap(),
+                Poll::Pending => puts.push(put),
+            }
+            there[at] = true;
+        } else {
+            let mut delete = store.delete(at.to_string());
+            match Pin::new(&mut delete).poll(&mut cx) {
+                Poll::Ready(found) => assert_eq!(found.unwrap(), there[at], "request {n}"),
+                Poll::Pending => deletes.push((n, there[at], delete)),
+            }
+            there[at] = false;
+        }
+        for _ in 0..rng.below(100) {
+            std::thread::yield_now();
+        }
+    }
+    run(try_join_all(puts)).unwrap();
+    for (n, found, delete) in deletes {
+        assert_eq!(run(delete).unwrap(), found, "request {n}");
+    }
+    let check = |store: &Store| {
+        for (at, there) in there.iter().enumerate() {
+            assert_eq!(run(store.get(at.to_string())).unwrap().is_some(), *there, "key {at}");
+        }
+    };
+    check(&store);
+    drop(store);
+    check(&open(dir.path(), 1));
 }
 
 #[test]

@@ -13,8 +13,9 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::Path;
 use std::pin::Pin;
 use std::process::Stdio;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Waker};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 use store_common::{
     Model, Rng, Watchdog, assert_holds, child, disk_dir, log_path, open, run, run_child, told,
@@ -158,56 +159,50 @@ fn what_a_process_killed_200_times_acknowledged_is_there() {
     killed_again_and_again(TEST, 200, 2);
 }
 
-/// Killed while the store is made or recovered, over and over.
+/// Killed somewhere while it makes a store, writes to it, and recovers it.
 #[test]
 fn a_process_killed_while_it_opens_leaves_a_store_that_opens() {
     const TEST: &str = "a_process_killed_while_it_opens_leaves_a_store_that_opens";
     if let Some(dir) = told(TEST) {
         let _dog = Watchdog::of(Duration::from_secs(60));
         for n in 0.. {
-            let store = dir.join(format!("store {}", n % 20));
-            drop(fs::remove_dir_all(&store));
             std::io::stdout().lock().write_all(b"\nbegun\n").unwrap();
-            run(open(&store, 4).put("key", "value")).unwrap();
+            let path = dir.join(format!("store {n}"));
+            run(open(&path, 4).put("key", "value")).unwrap();
+            drop(open(&path, 4));
         }
     }
     let _one = one_at_a_time();
     let _dog = Watchdog::new();
     let mut rng = Rng(3);
-    for _ in 0..10 {
+    for round in 0..20 {
         let dir = disk_dir();
         let mut child = child(TEST, dir.path()).stdout(Stdio::piped()).spawn().unwrap();
         let mut pipe = BufReader::new(child.stdout.take().unwrap());
-        let mut left = 1 + rng.below(10);
+        let begun = 1 + rng.below(6);
+        let mut left = begun;
         while left > 0 {
             let mut line = String::new();
             assert_ne!(pipe.read_line(&mut line).unwrap(), 0, "the child ended by itself");
             left -= usize::from(line == "begun\n");
         }
-        // Somewhere within the opening, which has some dozens of steps.
-        for _ in 0..rng.below(40) {
+        // Somewhere in what it does next, which has some dozens of steps.
+        for _ in 0..rng.below(4_000) {
             std::thread::yield_now();
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        for entry in fs::read_dir(dir.path()).unwrap() {
-            let path = entry.unwrap().path();
-            if fs::read_dir(&path).unwrap().next().is_some() && !path.join("STORE").exists() {
-                // Removing a store takes its files one by one, its records last, perhaps.
-                let records = (0..4).any(|partition| {
-                    fs::metadata(log_path(&path, partition)).is_ok_and(|log| log.len() > 64)
-                });
-                if records {
-                    continue;
-                }
-            }
-            let partial = (0..4).any(|partition| !log_path(&path, partition).exists());
-            if path.join("STORE").exists() && partial {
-                continue; // as above
-            }
+        for n in 0..begun {
+            let path = dir.path().join(format!("store {n}"));
             let store = open(&path, 4);
+            let value = run(store.get("key")).unwrap();
+            if n + 1 < begun {
+                assert_eq!(value.as_deref(), Some(&b"value"[..]), "store {n}, round {round}");
+            }
             run(store.put("key", "new")).unwrap();
-            assert_eq!(run(store.get("key")).unwrap().as_deref(), Some(&b"new"[..]));
+            drop(store);
+            let value = run(open(&path, 4).get("key")).unwrap();
+            assert_eq!(value.as_deref(), Some(&b"new"[..]), "store {n}, round {round}");
         }
     }
 }
@@ -337,7 +332,7 @@ fn all_that_wait_for_a_failed_group_hear_of_it_and_other_partitions_go_on() {
         let put = |n: u32| store.put(n.to_le_bytes(), vec![2; 100]);
         let results = run(join_all((0..64).map(put)));
         let failed = results.iter().filter(|result| result.is_err()).count();
-        assert!((10..64).contains(&failed), "{failed}");
+        assert!((1..64).contains(&failed), "{failed}");
         for result in results.into_iter().filter(Result::is_err) {
             assert_poisoned(result, &log);
         }
@@ -431,7 +426,8 @@ fn a_write_whose_caller_goes_away_happens_whole_or_not_at_all() {
                 let other = run(store.get("other")).unwrap();
                 assert_eq!(other.as_deref(), Some(n.to_string().as_bytes()));
             }
-            drop(poll_some(store.get(at.to_string()), rng.below(3), &mut rng));
+            let polls = rng.below(3);
+            poll_some(store.get(at.to_string()), polls, &mut rng);
         }
         if round % 2 == 0 {
             run(store.close()).unwrap();
@@ -447,20 +443,58 @@ fn a_write_whose_caller_goes_away_happens_whole_or_not_at_all() {
     }
 }
 
-/// Dropped between its first poll and its end, a `close` still ends the store.
+/// Whether a future asks to be polled again.
+struct Woken(AtomicBool);
+
+impl Woken {
+    fn new() -> (Arc<Self>, Waker) {
+        let woken = Arc::new(Self(AtomicBool::new(false)));
+        (Arc::clone(&woken), woken.into())
+    }
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Dropped between its first poll and its end, a `close` still ends the store, and lets nobody in
+/// before all of it has ended.
 #[test]
 fn a_close_whose_caller_goes_away_still_closes() {
     let _one = one_at_a_time();
     let _dog = Watchdog::new();
-    let mut rng = Rng(7);
-    for round in 0..30 {
+    for round in 0..60 {
         let dir = disk_dir();
         let store = open(dir.path(), 2);
         let clone = store.clone();
         run(store.put("key", "value")).unwrap();
-        poll_some(store.close(), 1 + round % 4, &mut rng);
+        let mut close = store.close();
+        let (woken, waker) = Woken::new();
+        let mut cx = Context::from_waker(&waker);
+        // Given up after each of its steps.
+        for step in 0..=round % 5 {
+            woken.0.store(false, Ordering::Release);
+            if Pin::new(&mut close).poll(&mut cx).is_ready() {
+                break;
+            }
+            while step < round % 5 && !woken.0.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+        }
+        drop(close);
         assert!(matches!(run(clone.put("key", "late")), Err(Error::Closed)));
         drop(clone);
+        // It may still be about it, with nobody to tell; until then the lock is held.
+        let lock = fs::File::open(dir.path().join("LOCK")).unwrap();
+        lock.lock().unwrap();
+        let logs = fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+            .filter(|file| *file == log_path(dir.path(), 0) || *file == log_path(dir.path(), 1));
+        assert_eq!(logs.count(), 0, "its logs are open, and its lock is not held");
+        drop(lock);
         let store = open(dir.path(), 2);
         assert_eq!(run(store.get("key")).unwrap().as_deref(), Some(&b"value"[..]));
     }

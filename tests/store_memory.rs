@@ -9,6 +9,7 @@ use futures::future::try_join_all;
 use ringlog::MAX_VALUE_LEN;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use store_common::{Watchdog, disk_dir, open, run};
 
 /// The system's allocator, and how many allocations live.
@@ -39,11 +40,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// The count is of all threads, so one test counts at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
 /// Requests behind one that fills the queue alone wait for it, and leave nothing when they have
 /// been served.
 #[test]
 fn waiting_for_the_queue_leaves_nothing_behind() {
     const WAITING: usize = 5_000;
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let _dog = Watchdog::new();
     let dir = disk_dir();
     let store = open(dir.path(), 1);
@@ -64,6 +69,7 @@ fn waiting_for_the_queue_leaves_nothing_behind() {
 #[test]
 fn a_write_that_replaces_a_value_leaves_nothing_behind() {
     const PUTS: usize = 2_000;
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let _dog = Watchdog::new();
     let dir = disk_dir();
     let store = open(dir.path(), 2);

@@ -145,7 +145,11 @@ fn a_process_forked_meanwhile_does_not_keep_the_lock() {
             unsafe { libc::_exit(0) };
         }
         assert!(child > 0);
-        if closing { run(store.close()).unwrap() } else { drop(store) }
+        if closing {
+            run(store.close()).unwrap();
+        } else {
+            drop(store);
+        }
         let again = Store::open(dir.path(), 1);
         // SAFETY: the child made above, which is not waited for yet.
         assert_eq!(unsafe { libc::kill(child, libc::SIGKILL) }, 0);

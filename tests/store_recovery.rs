@@ -41,7 +41,11 @@ impl Sample {
             assert!(run(store.delete("gone")).unwrap());
             run(store.put("last", "8 bytes!")).unwrap();
             let commits = run(store.stats()).unwrap().total().commits;
-            if sealed { run(store.close()).unwrap() } else { drop(store) }
+            if sealed {
+                run(store.close()).unwrap();
+            } else {
+                drop(store);
+            }
             // On a busy machine, those three may not have met.
             if commits == 5 {
                 return Self::of(dir);

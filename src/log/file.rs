@@ -80,12 +80,12 @@ impl FileHeader {
             partition: u32::try_from(u64_at(&bytes, 12) & u64::from(u32::MAX)).expect("32 bits"),
             salt: u64_at(&bytes, 32),
         };
-        if bytes[40..] != header.encode()[40..] || bytes[10..12] != [0, 0] {
-            // A later version may have changed what the checksum covers: say that first.
-            if found != FORMAT_VERSION {
-                let path = path.to_owned();
-                return Err(Error::FormatVersion { path, found, supported: FORMAT_VERSION });
-            }
+        // First: a later version may have changed what the checksum covers.
+        if found != FORMAT_VERSION {
+            let path = path.to_owned();
+            return Err(Error::FormatVersion { path, found, supported: FORMAT_VERSION });
+        }
+        if bytes != header.encode() {
             return Err(corrupt("the checksum of the file's header does not match"));
         }
         if header.store != store || header.partition != partition {

@@ -1,5 +1,6 @@
-//! Which cores the process may use, and pinning a thread to one of them. Invariant: a thread is never
-//! pinned outside the set that the process was given.
+//! Which cores the process may use, and pinning a thread to one of them.
+//!
+//! Invariant: a thread is never pinned outside the set that the process was given.
 
 #![expect(unsafe_code, reason = "two system calls")]
 

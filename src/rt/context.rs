@@ -45,7 +45,8 @@ struct Resident {
 
 struct Hop {
     target: usize,
-    waker: Waker,
+    /// Of every future that asked: each must hear of the arrival, wherever it leads.
+    wakers: Vec<Waker>,
 }
 
 /// Which kind of future is being polled: may it hop?
@@ -196,10 +197,13 @@ impl Context {
         }
     }
 
+    /// Cancels all that may be; the rest ends by itself.
     pub(crate) fn cancel_all(&self) {
         let keys = self.in_flight.borrow().keys();
         for key in keys {
-            self.cancel_quietly(key);
+            if self.in_flight.borrow_mut().get_mut(key).is_some_and(|cell| cell.may_cancel()) {
+                self.cancel_quietly(key);
+            }
         }
     }
 
@@ -264,8 +268,11 @@ impl Context {
     pub(crate) fn ask_to_hop(&self, target: usize, waker: &Waker) -> bool {
         let may = self.running.get() == Running::SendTask;
         if may {
-            let asked_before = self.hop.replace(Some(Hop { target, waker: waker.clone() }));
-            drop(asked_before);
+            let waker = waker.clone();
+            let mut hop = self.hop.borrow_mut();
+            let hop = hop.get_or_insert_with(|| Hop { target, wakers: Vec::with_capacity(1) });
+            hop.target = target;
+            hop.wakers.push(waker);
         }
         may
     }
@@ -281,11 +288,8 @@ impl Context {
         for message in messages.drain(..) {
             match message {
                 Message::Run(header) => self.make_ready(header),
-                Message::Arrive(header, future, live, waker) => {
-                    self.admit(header, Body::Send(future), live);
-                    if let Some(waker) = waker {
-                        contain(|| waker.wake());
-                    }
+                Message::Arrive(header, future, live, wakers) => {
+                    self.arrive(header, future, live, wakers);
                 }
                 Message::Start(header, make, live) => {
                     // Only moves the closure into a future: no foreign code runs yet.
@@ -370,14 +374,18 @@ impl Context {
         // From here on wakes go to the target. One that comes before the task does is passed over
         // there: the arrival makes the task ready anyhow.
         header.set_home(hop.target);
-        let message = Message::Arrive(header, future, live, Some(hop.waker));
+        let message = Message::Arrive(header, future, live, hop.wakers);
         let refused = self.shared.mailbox(hop.target).post(message);
-        if let Err(Message::Arrive(header, future, live, waker)) = refused {
+        if let Err(Message::Arrive(header, future, live, wakers)) = refused {
             header.set_home(self.index);
-            self.admit(header, Body::Send(future), live);
-            if let Some(waker) = waker {
-                contain(|| waker.wake());
-            }
+            self.arrive(header, future, live, wakers);
+        }
+    }
+
+    fn arrive(&self, header: Arc<Header>, future: SendFuture, live: Live, wakers: Vec<Waker>) {
+        self.admit(header, Body::Send(future), live);
+        for waker in wakers {
+            contain(|| waker.wake());
         }
     }
 

@@ -220,7 +220,9 @@ impl Executor {
         // The wait is bounded by an operation like any other: it ends last, or it ends the wait.
         let mut limit = pin!(timeout(TEARDOWN));
         let mut cx = TaskContext::from_waker(Waker::noop());
-        let mut expired = limit.as_mut().poll(&mut cx).is_ready();
+        // Not by a poll: in a thread's last moments there is no current context.
+        limit.submit_on(context, None);
+        let mut expired = false;
         while context.in_flight() > usize::from(!expired) {
             if expired || context.io(true).is_err() {
                 return false;

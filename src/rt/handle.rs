@@ -125,8 +125,8 @@ impl Handle {
     /// Runs a task on this thread. It may later hop to others of its runtime ([`schedule_on`]).
     ///
     /// Never blocks. Tasks offered by one thread start in the order of their offering. If the
-    /// executor has stopped, the handle resolves to [`JoinError::Stopped`](super::JoinError::Stopped) and the task is dropped
-    /// here and now.
+    /// executor has stopped, the task is dropped here and now, and the handle resolves to
+    /// [`JoinError::Stopped`](super::JoinError::Stopped).
     pub fn schedule<F>(&self, future: F) -> Task<F::Output>
     where
         F: Future + Send + 'static,
@@ -134,7 +134,7 @@ impl Handle {
     {
         let header = Header::new(Arc::clone(&self.0.shared), self.0.index);
         let (task, future) = join(&header, |finish| Box::pin(finish.run(future)) as SendFuture);
-        self.offer(Message::Arrive(header, future, Live::new(&self.0.shared), None));
+        self.offer(Message::Arrive(header, future, Live::new(&self.0.shared), Vec::new()));
         task
     }
 

@@ -156,16 +156,19 @@ pub(crate) struct Finish<T>(Promise<T>);
 impl<T> Finish<T> {
     pub(crate) async fn run(self, future: impl Future<Output = T>) {
         let promise = self.0;
-        let outcome = {
-            let mut future = pin!(future);
-            poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-                Ok(poll) => poll.map(Ok),
-                Err(panic) => Poll::Ready(Err(JoinError::Panicked(message(panic)))),
-            })
-            .await
-            // The future is dropped here, before anyone hears that it is done.
-        };
-        promise.set(outcome);
+        let mut future = pin!(Some(future));
+        let outcome = poll_fn(|cx| {
+            let poll = || match future.as_mut().as_pin_mut() {
+                Some(future) => future.poll(cx),
+                None => Poll::Pending,
+            };
+            catch_unwind(AssertUnwindSafe(poll)).map_or_else(|p| Poll::Ready(Err(p)), |p| p.map(Ok))
+        })
+        .await;
+        // Dropped before anyone hears that it is done; that may panic too.
+        let dropped = catch_unwind(AssertUnwindSafe(|| future.set(None)));
+        let outcome = outcome.and_then(|output| dropped.map(|()| output));
+        promise.set(outcome.map_err(|panic| JoinError::Panicked(message(panic))));
     }
 }
 

@@ -20,8 +20,8 @@ use std::task::Waker;
 pub(crate) enum Message {
     /// Poll this task. It may have moved on: then the message follows it.
     Run(Arc<Header>),
-    /// Take this task in: newly scheduled, or hopping here, then with the waker of its hop.
-    Arrive(Arc<Header>, SendFuture, Live, Option<Waker>),
+    /// Take this task in: newly scheduled, or hopping here, then with the wakers of its hop.
+    Arrive(Arc<Header>, SendFuture, Live, Vec<Waker>),
     /// Make the future of this task, which may not leave its thread, and take it in.
     Start(Arc<Header>, Box<dyn FnOnce() -> LocalFuture + Send>, Live),
     /// Cancel an operation whose future was dropped elsewhere.

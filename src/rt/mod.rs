@@ -78,5 +78,6 @@ pub use net::{accept, connect, recv, send, send_all, socket};
 pub use op::{Op, OpId};
 pub use owned::Owned;
 pub use park::block_on;
+pub(crate) use park::wait;
 pub use runtime::{Runtime, RuntimeConfig, StopError};
 pub use time::{Elapsed, now, timeout, timeout_ms, with_deadline};

@@ -90,8 +90,10 @@ unsafe impl Operation for Connect {
 
 /// Receives into `buf`, as far as its room goes, with `MSG_*` flags. Resolves to the bytes
 /// received; 0 when the peer has finished. See [`IoBufMut`] for what the buffer holds then.
+///
+/// `MSG_TRUNC` is left out: with it the kernel counts bytes that it did not write.
 pub fn recv<B: IoBufMut>(fd: &Fd, buf: B, flags: i32) -> Op<Recv<B>> {
-    Op::new(Recv { fd: fd.clone(), buf, flags })
+    Op::new(Recv { fd: fd.clone(), buf, flags: flags & !libc::MSG_TRUNC })
 }
 
 /// See [`recv`].
@@ -112,9 +114,7 @@ unsafe impl<B: IoBufMut> Operation for Recv<B> {
     }
 
     fn finish(self, result: io::Result<u32>) -> Self::Output {
-        // With `MSG_TRUNC` a datagram's whole length is told: cut, since only the room was filled.
-        let result = result.map(|n| n.min(clamp(self.buf.room())));
-        // SAFETY: the result is the kernel's count, and within the room.
+        // SAFETY: the result is the kernel's count of the bytes it wrote.
         unsafe { filled(result, self.buf) }
     }
 }

@@ -34,7 +34,8 @@ pub unsafe trait Operation: Sized + 'static {
     /// What the future resolves to.
     type Output;
 
-    /// Whether dropping the future asks the kernel to give up. Not for what must happen anyway.
+    /// Whether dropping the future, or the executor, asks the kernel to give up. Not for what must
+    /// happen anyway, and then ends by itself.
     const CANCEL_ON_DROP: bool = true;
 
     /// The request, with pointers into `self`, which is at its final address.
@@ -61,6 +62,9 @@ pub(crate) trait InFlight {
     ///
     /// As for [`Cell::complete`].
     unsafe fn complete(&self, result: i32) -> Option<Waker>;
+
+    /// Whether it may be cancelled when nobody wants its result.
+    fn may_cancel(&self) -> bool;
 }
 
 impl<T: Operation> InFlight for Cell<T> {
@@ -73,6 +77,10 @@ impl<T: Operation> InFlight for Cell<T> {
                 None
             }
         }
+    }
+
+    fn may_cancel(&self) -> bool {
+        T::CANCEL_ON_DROP
     }
 }
 
@@ -132,17 +140,19 @@ impl<T: Operation> Op<T> {
     }
 
     fn submit(&mut self, waker: Option<&Waker>) {
-        if !matches!(self.state, State::Idle(_)) {
-            return;
+        if matches!(self.state, State::Idle(_)) {
+            Context::with_current(|context| {
+                let context = context.expect(
+                    "an operation of ringlog::rt was polled outside of an executor: \
+                     run it in Executor::block_on, or schedule it on a Runtime's thread",
+                );
+                self.submit_on(context, waker);
+            });
         }
-        Context::with_current(|context| self.submit_on(context, waker));
     }
 
-    fn submit_on(&mut self, context: Option<&Context>, waker: Option<&Waker>) {
-        let context = context.expect(
-            "an operation of ringlog::rt was polled outside of an executor: \
-             run it in Executor::block_on, or schedule it on a Runtime's thread",
-        );
+    /// Submits to a context that need not be the thread's current one.
+    pub(crate) fn submit_on(&mut self, context: &Context, waker: Option<&Waker>) {
         if let State::Idle(payload) = std::mem::replace(&mut self.state, State::Done) {
             let cell = Arc::new(Cell::new(payload, waker.cloned()));
             // SAFETY: the cell was made on the line above and nobody else has it.

@@ -41,6 +41,11 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
         Context::current().is_none(),
         "rt::block_on inside a task would stop the executor's thread: await the future instead"
     );
+    wait(future)
+}
+
+/// [`block_on`], also on an executor's thread: for futures that need nothing of that thread.
+pub(crate) fn wait<F: Future>(future: F) -> F::Output {
     let parked = Arc::new(Parked { woken: AtomicBool::new(false), thread: std::thread::current() });
     let waker = Arc::clone(&parked).into();
     let mut cx = TaskContext::from_waker(&waker);

@@ -1,8 +1,8 @@
 //! The synchronisation types that loom can take over.
 //!
-//! Under `--cfg ringlog_loom` they are loom's, so that every interleaving of the op cell, the mailbox and
-//! the task header can be explored; otherwise they are the standard library's. Only what the three
-//! use is here.
+//! Under `--cfg ringlog_loom` they are loom's, so that every interleaving of the op cell, the
+//! mailbox and the task header can be explored; otherwise they are the standard library's.
+//! Invariant: what loom explores is the code that runs, with nothing but these types exchanged.
 
 #[cfg(not(ringlog_loom))]
 pub(crate) use std::sync::{Mutex, MutexGuard, atomic};
