@@ -80,13 +80,17 @@ fn a_module_uses_only_what_is_below_it() {
 
 #[test]
 fn every_module_begins_by_saying_what_lives_there_and_what_it_keeps() {
+    let mut silent = Vec::new();
     for (path, code) in sources() {
         let header: String = code.lines().take_while(|line| line.starts_with("//!")).collect();
         assert!(header.len() > 60, "src/{path} has no header");
         let keeps = ["nvariant", "keeps", "limits"].iter().any(|word| header.contains(word));
         let says_elsewhere = ["lib.rs", "error.rs", "stats.rs"].contains(&path.as_str());
-        assert!(keeps || says_elsewhere, "src/{path} names no invariant in its header");
+        if !keeps && !says_elsewhere {
+            silent.push(path);
+        }
     }
+    assert!(silent.is_empty(), "no invariant in the headers of {silent:?}");
 }
 
 #[test]

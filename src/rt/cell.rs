@@ -12,8 +12,9 @@
 //! | `ORPHAN` | the kernel, then the completer | nobody: it is empty |
 //! | `DONE` | the future, or the completer if it found `ORPHAN` | the future |
 //!
-//! Each change of state is one atomic read-modify-write, so exactly one party sees itself as the
-//! owner of payload and waker. Nothing here knows `io_uring`: loom and Miri run it as it is.
+//! Invariant: exactly one party sees itself as the owner of payload and waker, since each change of
+//! state is one atomic read-modify-write. Nothing here knows `io_uring`: loom and Miri run it as it
+//! is.
 
 #![expect(unsafe_code, reason = "shares a payload between the kernel and a future")]
 

@@ -1,7 +1,8 @@
 //! How an executor's ring is set up, and what to say when the kernel refuses one.
 //!
 //! Left alone, the best tier that the kernel takes is chosen by trying. Raw flags are accepted as
-//! the seed had it, but what cannot work is refused by name before the kernel says `EINVAL`.
+//! the seed had it. Invariant: what cannot work is refused with a name and a cure, never with a bare
+//! errno.
 
 use io_uring::IoUring;
 use std::time::Duration;

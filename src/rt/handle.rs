@@ -1,5 +1,8 @@
 //! [`Handle`]: how the rest of the program reaches one executor's thread. And [`schedule_on`],
 //! which moves the running task there.
+//!
+//! Invariant: a task counts as live from before it is offered until its future is gone, wherever it
+//! is meanwhile: in a mailbox, in a thread's table, between threads.
 
 use super::context::Context;
 use super::event::Event;

@@ -1,9 +1,10 @@
 //! A slab whose keys are never valid twice.
 //!
 //! Tasks, operations in flight and thread-owned values are all named by a [`Key`] that leaves the
-//! thread: in a waker, in the kernel's `user_data`, in a handle. Invariant: each key carries the generation of
-//! its slot, so a name that comes back after its slot was reused finds nothing, instead of the
-//! slot's new tenant. A slot whose 32-bit generation is used up is retired, never wrapped round.
+//! thread: in a waker, in the kernel's `user_data`, in a handle. Invariant: a name that comes back
+//! after its slot was reused finds nothing, instead of the slot's new tenant, since each key carries
+//! the generation of its slot. A slot whose 32-bit generation is used up is retired, never wrapped
+//! round.
 
 /// A slot's index in the low half, its generation in the high half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
