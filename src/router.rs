@@ -49,17 +49,7 @@ impl Router {
         F: Future<Output = Result<T>> + 'static,
         T: Send + 'static,
     {
-        self.send_to(digest.partition(self.owners.len()), bytes, work).await
-    }
-
-    /// Runs `work` on the owner of the partition.
-    pub(crate) async fn send_to<T, M, F>(&self, index: usize, bytes: usize, work: M) -> Result<T>
-    where
-        M: FnOnce(Rc<Partition>) -> F + Send + 'static,
-        F: Future<Output = Result<T>> + 'static,
-        T: Send + 'static,
-    {
-        let owner = &self.owners[index];
+        let owner = &self.owners[digest.partition(self.owners.len())];
         let share = owner.gate.enter(bytes + REQUEST_OVERHEAD).await;
         let task = owner.partition.schedule(move |partition| async move {
             let answer = work(partition).await;
@@ -67,6 +57,17 @@ impl Router {
             answer
         });
         task.await.map_err(Error::from)?
+    }
+
+    /// Runs `work` on the owner of a partition, past its gate: for the few requests that concern
+    /// the whole partition and carry nothing, which must not wait behind callers who dally.
+    pub(crate) async fn send_to<T, M, F>(&self, index: usize, work: M) -> Result<T>
+    where
+        M: FnOnce(Rc<Partition>) -> F + Send + 'static,
+        F: Future<Output = Result<T>> + 'static,
+        T: Send + 'static,
+    {
+        self.owners[index].partition.schedule(work).await.map_err(Error::from)?
     }
 }
 

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::future::Future;
-use std::io::{self, Seek, Write};
+use std::io::{self, ErrorKind, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -87,6 +87,7 @@ impl Store {
         let found = Superblock::read(dir)?;
         if found.is_none() {
             check_no_records(dir)?;
+            sync_name(dir)?;
         }
         if let Some(superblock) = found
             && superblock.partitions as usize != options.partitions
@@ -197,15 +198,15 @@ impl Store {
             }
             let mut outcome = Ok(());
             for index in 0..inner.router.partitions() {
-                let sealed = inner.router.send_to(index, 0, |p| async move { p.close().await });
+                let sealed = inner.router.send_to(index, |p| async move { p.close().await });
                 outcome = outcome.and(sealed.await);
             }
             let runtime = inner.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let lock = inner.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
             let stopped = match runtime {
-                Some(runtime) => stop(runtime).await,
+                Some(runtime) => stop(Stopping { runtime, lock }).await,
                 None => Ok(()),
             };
-            drop(inner.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
             outcome.and(stopped)
         })
     }
@@ -241,7 +242,7 @@ impl Store {
             let mut replies: Vec<Reply<T>> = (0..partitions)
                 .map(|index| {
                     let inner = Arc::clone(&inner);
-                    Reply::new(async move { inner.router.send_to(index, 0, ask).await })
+                    Reply::new(async move { inner.router.send_to(index, ask).await })
                 })
                 .collect();
             // One poll sends each request; then they are awaited one after the other.
@@ -334,13 +335,20 @@ fn here(dir: &Path) -> &Path {
 
 /// Makes the directory if it is not there, durably.
 fn make_dir(dir: &Path) -> Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
     // Those that are to be made, from the inside out.
     let new: Vec<_> = dir.ancestors().take_while(|dir| !here(dir).is_dir()).collect();
     fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
     new.iter().filter_map(|dir| dir.parent()).try_for_each(|parent| sync_dir(here(parent)))
+}
+
+/// Makes the directory's own name durable, also if somebody else has just made it.
+fn sync_name(dir: &Path) -> Result<()> {
+    let parent = here(dir.parent().unwrap_or(dir));
+    match sync_dir(parent) {
+        // A directory that may not be read: whoever made this one in it answers for its name.
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Ok(()),
+        synced => synced,
+    }
 }
 
 /// A lock that ends with its process, however that ends. The id in it is for people to read.
@@ -441,12 +449,21 @@ fn open_partitions(
     opening.into_iter().map(|task| rt::wait(task).map_err(Error::from)?).collect()
 }
 
+/// A store that is being closed. The fields drop in order: while a thread may still write to a log,
+/// the directory is locked, also if whoever closes it does not wait for the end.
+struct Stopping {
+    runtime: Runtime,
+    lock: Option<Lock>,
+}
+
 /// Stops the runtime on a thread made for it, since stopping blocks.
-async fn stop(runtime: Runtime) -> Result<()> {
+async fn stop(stopping: Stopping) -> Result<()> {
     let helper = Arc::new(Mutex::new((None, None::<std::task::Waker>)));
     let report = Arc::clone(&helper);
     let stopper = move || {
+        let Stopping { runtime, lock } = stopping;
         let outcome = runtime.stop().map_err(Error::from);
+        drop(lock);
         let mut slot = report.lock().unwrap_or_else(PoisonError::into_inner);
         slot.0 = Some(outcome);
         let waker = slot.1.take();

@@ -127,6 +127,44 @@ fn wakes_follow_a_task_that_hops() {
     runtime.stop().unwrap();
 }
 
+/// A wake that finds the task gone has nothing to do any more: the task was polled where it arrived.
+/// Wakes that ran after it instead would be one more with each hop, and the hops ever slower. Once
+/// the task rests they all catch up with it, and each costs a poll that nobody asked for.
+#[test]
+fn wakes_of_past_hops_do_not_run_after_the_task() {
+    const TASKS: usize = 32;
+    const HOPS: usize = 2_000;
+    let _dog = Watchdog::new();
+    let runtime = runtime(2);
+    let polls = Arc::new(AtomicUsize::new(0));
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|_| {
+            let threads = [runtime.thread(0).clone(), runtime.thread(1).clone()];
+            let polls = polls.clone();
+            runtime.thread(0).schedule(async move {
+                for hop in 0..HOPS {
+                    rt::schedule_on(&threads[(hop + 1) % 2]).await.unwrap();
+                }
+                let mut rest = rt::timeout_ms(20);
+                poll_fn(move |cx| {
+                    polls.fetch_add(1, Ordering::Relaxed);
+                    Pin::new(&mut rest).poll(cx)
+                })
+                .await
+                .unwrap();
+            })
+        })
+        .collect();
+    for task in tasks {
+        rt::block_on(task).unwrap();
+    }
+    runtime.stop().unwrap();
+    // Asked for are two: the first and the last. Another may come of the last hop itself, and one
+    // of a wake that was merged too late.
+    let polls = polls.load(Ordering::Relaxed);
+    assert!(polls <= 4 * TASKS, "{polls} polls of {TASKS} tasks at rest");
+}
+
 /// Two branches of one task ask for a hop in the same poll. Both must hear of the arrival, also
 /// where only a branch that was woken is polled again.
 #[test]

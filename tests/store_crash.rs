@@ -465,7 +465,7 @@ impl Wake for Woken {
 fn a_close_whose_caller_goes_away_still_closes() {
     let _one = one_at_a_time();
     let _dog = Watchdog::new();
-    for round in 0..60 {
+    for round in 0..150 {
         let dir = disk_dir();
         let store = open(dir.path(), 2);
         let clone = store.clone();

@@ -55,9 +55,12 @@ impl Log {
         mut replay: impl FnMut(&Record<'_>, Location),
     ) -> Result<Self> {
         let fd = rt::open(None, path, libc::O_RDWR, 0).await.map_err(Error::io("open", path))?;
-        // What is validated from here on is on the device: a record that only the page cache has
-        // must not be served, since a power cut would take it back.
+        // What is validated from here on is what the device has. A record that only the page cache
+        // has (after a kill, or a sync that failed) must not be served: a power cut would take it
+        // back. So write back what can be, and forget the rest.
         rt::fsync(&fd, false).await.map_err(Error::io("sync", path))?;
+        let forget = rt::advise(&fd, libc::POSIX_FADV_DONTNEED).await;
+        forget.map_err(Error::io("drop the cache of", path))?;
         let len = rt::file_len(&fd).await.map_err(Error::io("measure", path))?;
         let header = FileHeader::read(&fd, path, len, store, partition).await?;
         let mut scan = Scan::new(&fd, path, header.salt, len);

@@ -8,7 +8,7 @@
 
 use super::Partition;
 use super::keydir::{Digest, DigestMap};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::log::Location;
 use crate::log::record::{MARK_LEN, Record};
 use crate::rt;
@@ -82,6 +82,7 @@ pub(crate) struct Commit {
     /// Whether a group is on its way, and which.
     in_flight: RefCell<Option<Rc<Group>>>,
     poison: RefCell<Option<Arc<io::Error>>>,
+    sealed: Cell<bool>,
     stats: Cell<PartitionStats>,
 }
 
@@ -94,6 +95,7 @@ impl Commit {
             overlay: RefCell::default(),
             in_flight: RefCell::default(),
             poison: RefCell::default(),
+            sealed: Cell::new(false),
             stats: Cell::default(),
         }
     }
@@ -122,6 +124,11 @@ impl Commit {
         }
     }
 
+    /// From here on there are no more writes, but for the mark that ends the log.
+    pub(crate) fn seal(&self) {
+        self.sealed.set(true);
+    }
+
     pub(crate) fn stats(&self) -> PartitionStats {
         self.stats.get()
     }
@@ -142,6 +149,9 @@ impl Partition {
     ) -> Result<Rc<Group>> {
         let commit = &self.commit;
         commit.check(self)?;
+        if commit.sealed.get() {
+            return Err(Error::Closed);
+        }
         let sequence = commit.next_sequence();
         let record = match value {
             Some(value) => Record::put(sequence, key, value),
@@ -191,6 +201,7 @@ impl Partition {
     /// Commits group after group, until nothing has gathered meanwhile.
     async fn commit_groups(self: Rc<Self>) {
         let commit = &self.commit;
+        let unfinished = Unfinished(&self);
         let mut spare = Batch::default();
         while !commit.gathering.borrow().bytes.is_empty() {
             let mut batch = commit.gathering.replace(std::mem::take(&mut spare));
@@ -198,7 +209,7 @@ impl Partition {
             commit.start.set(commit.start.get() + batch.bytes.len() as u64);
             let (result, bytes) = self.log.append(std::mem::take(&mut batch.bytes)).await;
             if let Err(error) = result {
-                return self.poison(&batch.group, error);
+                return self.poison(error);
             }
             self.publish(&batch, bytes.len());
             batch.group.finish(Ok(()));
@@ -209,6 +220,7 @@ impl Partition {
             spare.changes.shrink_to(SPARE_CHANGES);
         }
         commit.in_flight.replace(None);
+        std::mem::forget(unfinished);
     }
 
     /// A durable group's changes become what reads see.
@@ -233,13 +245,26 @@ impl Partition {
 
     /// Nobody knows what of the group is on the device. It fails, all that waits fails, and all
     /// that will come.
-    fn poison(&self, failed: &Group, error: io::Error) {
+    fn poison(&self, error: io::Error) {
         let cause = Arc::new(error);
         self.commit.poison.replace(Some(Arc::clone(&cause)));
+        let failed = self.commit.in_flight.take();
         let waiting = self.commit.gathering.take();
-        self.commit.in_flight.replace(None);
-        failed.finish(Err(Arc::clone(&cause)));
-        waiting.group.finish(Err(cause));
+        for group in failed.into_iter().chain([waiting.group]) {
+            group.finish(Err(Arc::clone(&cause)));
+        }
+    }
+}
+
+/// Poisons the partition if its commit task ends before its work is done: dropped with its
+/// executor, or by a panic. Else all later writes would wait for it for ever.
+struct Unfinished<'a>(&'a Partition);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if self.0.commit.poison.borrow().is_none() {
+            self.0.poison(io::Error::other("the commit task was dropped before it was done"));
+        }
     }
 }
 

@@ -100,9 +100,10 @@ impl Partition {
         }
     }
 
-    /// Ends the log with a mark, so that the next opening can tell damage to the last group from a
-    /// torn tail. The caller lets nothing follow.
+    /// Takes no more writes, and ends the log with a mark, so that the next opening can tell damage
+    /// to the last group from a torn tail.
     pub(crate) async fn close(self: &Rc<Self>) -> Result<()> {
+        self.commit.seal();
         self.sync().await?;
         self.stage_mark()?.wait(self).await
     }

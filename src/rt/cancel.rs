@@ -9,6 +9,7 @@ use super::driver::Request;
 use super::fd::Fd;
 use super::fs::plain;
 use super::handle::Handle;
+use super::mailbox::Message;
 use super::op::{Op, OpId, Operation};
 use super::slab::Key;
 use std::io;
@@ -41,8 +42,11 @@ pub async fn cancel(id: &OpId) -> io::Result<()> {
     let (home, key): (Handle, Key) = (id.home.clone(), id.key);
     match home.schedule(cancel_here(key)).await {
         Ok(result) => result,
-        // Its executor is gone, and with it the operation.
-        Err(_) => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+        // It takes no more tasks. While it drains it takes the wish, else the operation is gone.
+        Err(_) => match home.mailbox().post(Message::Cancel(key)) {
+            Ok(()) => Ok(()),
+            Err(_) => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+        },
     }
 }
 

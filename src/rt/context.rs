@@ -318,7 +318,7 @@ impl Context {
 
     fn run(&self, header: Arc<Header>) {
         if header.home() != self.index {
-            return header.enqueue(); // it hopped while this was under way
+            return; // it hopped while this was under way, and is polled where it arrives
         }
         if self.is_root(&header) {
             header.scheduled.clear();
@@ -371,8 +371,10 @@ impl Context {
     }
 
     fn depart(&self, header: Arc<Header>, future: SendFuture, live: Live, hop: Hop) {
-        // From here on wakes go to the target. One that comes before the task does is passed over
-        // there: the arrival makes the task ready anyhow.
+        // Its arrival is a wake: those that come until its poll there are merged into it, and those
+        // that are still under way to here are passed over. Else they would pile up behind a task
+        // that hops on and on. The poll sees what their wakers wrote, since it clears this bit.
+        header.scheduled.claim();
         header.set_home(hop.target);
         let message = Message::Arrive(header, future, live, hop.wakers);
         let refused = self.shared.mailbox(hop.target).post(message);

@@ -45,6 +45,8 @@ pub enum Request {
     Open { dir: RawFd, path: *const libc::c_char, flags: i32, mode: u32 },
     /// `fallocate`.
     Allocate { fd: RawFd, mode: i32, offset: u64, len: u64 },
+    /// `posix_fadvise` of the whole file.
+    Advise { fd: RawFd, advice: i32 },
     /// `ftruncate`.
     Truncate { fd: RawFd, len: u64 },
     /// `renameat`.

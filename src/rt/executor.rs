@@ -18,7 +18,7 @@ use super::ring::Ring;
 use super::spin::Spinner;
 use super::task::Header;
 use super::time::timeout;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
@@ -56,6 +56,7 @@ const TEARDOWN: Duration = Duration::from_secs(30);
 pub struct Executor {
     context: Rc<Context>,
     spinner: RefCell<Spinner>,
+    closed: Cell<bool>,
     /// Stays on the thread that made it: so does its ring.
     not_send: PhantomData<Rc<()>>,
 }
@@ -84,7 +85,8 @@ impl Executor {
         spin: Duration,
     ) -> Self {
         let context = Context::new(shared, index, driver);
-        Self { context, spinner: RefCell::new(Spinner::new(spin)), not_send: PhantomData }
+        let spinner = RefCell::new(Spinner::new(spin));
+        Self { context, spinner, closed: Cell::new(false), not_send: PhantomData }
     }
 
     /// How other threads reach this executor. What they schedule runs when this thread is in
@@ -197,6 +199,9 @@ impl Executor {
 
     /// Drops what is left and ends what is in flight. Returns how many tasks were not done.
     pub(crate) fn close(&self) -> usize {
+        if self.closed.replace(true) {
+            return 0;
+        }
         let context = &self.context;
         context.shared().stopping.set();
         context.mailbox().advance(Phase::Closed);

@@ -68,6 +68,9 @@ unsafe impl<B: IoBufMut> Operation for Read<B> {
     type Output = BufResult<usize, B>;
 
     fn request(&mut self) -> Request {
+        if self.buf.room() == 0 {
+            return Request::Nop; // for `filled` to refuse
+        }
         let len = clamp(self.buf.room());
         Request::Read { fd: self.fd.raw(), buf: self.buf.ptr_mut(), len, offset: self.offset }
     }
@@ -205,6 +208,11 @@ pub fn fsync(fd: &Fd, datasync: bool) -> Op<Plain> {
 /// Reserves space, `fallocate(2)`: `mode` 0 also grows the file.
 pub fn allocate(fd: &Fd, mode: i32, offset: u64, len: u64) -> Op<Plain> {
     plain(Some(fd), Request::Allocate { fd: fd.raw(), mode, offset, len })
+}
+
+/// Tells the kernel how the whole file will be used, `posix_fadvise(2)`.
+pub fn advise(fd: &Fd, advice: i32) -> Op<Plain> {
+    plain(Some(fd), Request::Advise { fd: fd.raw(), advice })
 }
 
 /// Makes the file `len` bytes long.

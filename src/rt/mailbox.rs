@@ -18,7 +18,7 @@ use std::task::Waker;
 
 /// What one thread can ask of another.
 pub(crate) enum Message {
-    /// Poll this task. It may have moved on: then the message follows it.
+    /// Poll this task. It may have moved on: then it is polled where it arrives.
     Run(Arc<Header>),
     /// Take this task in: newly scheduled, or hopping here, then with the wakers of its hop.
     Arrive(Arc<Header>, SendFuture, Live, Vec<Waker>),

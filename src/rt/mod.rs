@@ -58,6 +58,13 @@ mod sync;
 mod task;
 mod time;
 
+/// The operations by name, for those who keep an [`Op`] in a struct.
+pub mod ops {
+    pub use super::fs::{Plain, Read, Stat, Write};
+    pub use super::net::{Accept, Recv, Send};
+    pub use super::time::Timeout;
+}
+
 pub use address::Address;
 pub use buf::{IoBuf, IoBufMut, Part};
 pub use cancel::{cancel, cancel_fd, close};
@@ -69,8 +76,8 @@ pub use config::{
 pub use executor::{Executor, spawn, yield_now};
 pub use fd::Fd;
 pub use fs::{
-    BufResult, allocate, file_len, fsync, make_dir, nop, open, read, read_exact, rename, shutdown,
-    truncate, unlink, write, write_all, write_with,
+    BufResult, advise, allocate, file_len, fsync, make_dir, nop, open, read, read_exact, rename,
+    shutdown, truncate, unlink, write, write_all, write_with,
 };
 pub use handle::{Handle, HopError, ScheduleOn, schedule_on};
 pub use join::{JoinError, Task};

@@ -109,6 +109,9 @@ unsafe impl<B: IoBufMut> Operation for Recv<B> {
     type Output = BufResult<usize, B>;
 
     fn request(&mut self) -> Request {
+        if self.buf.room() == 0 {
+            return Request::Nop; // for `filled` to refuse: a datagram must not be lost
+        }
         let len = clamp(self.buf.room());
         Request::Recv { fd: self.fd.raw(), buf: self.buf.ptr_mut(), len, flags: self.flags }
     }

@@ -194,6 +194,7 @@ fn entry(request: Request) -> Entry {
         Request::Allocate { fd, mode, offset, len } => {
             opcode::Fallocate::new(Fd(fd), len).offset(offset).mode(mode).build()
         }
+        Request::Advise { fd, advice } => opcode::Fadvise::new(Fd(fd), 0, advice).build(),
         Request::Truncate { fd, len } => opcode::Ftruncate::new(Fd(fd), len).build(),
         Request::Rename { from_dir, from, to_dir, to } => {
             opcode::RenameAt::new(Fd(from_dir), from, Fd(to_dir), to).build()
