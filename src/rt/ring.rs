@@ -12,7 +12,7 @@ use super::config::{ExecutorConfig, SetupError};
 use super::driver::{Completion, Driver, Request, Unpark};
 use io_uring::squeue::Entry;
 use io_uring::types::{self, CancelBuilder, Fd, FsyncFlags};
-use io_uring::{IoUring, cqueue, opcode};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -110,8 +110,19 @@ impl Ring {
     }
 
     /// One system call. What it could not do now is tried again by the next.
-    fn call(&mut self, want: usize) -> io::Result<()> {
-        match self.uring.submit_and_wait(want) {
+    fn call(&mut self, queued: usize, wait: bool) -> io::Result<()> {
+        let called = if self.uring.params().is_setup_sqpoll() {
+            self.uring.submit_and_wait(usize::from(wait))
+        } else {
+            // The crate asks for events only when it waits. Asking always lets one call submit, and
+            // also run the deferred completions that are there by then.
+            let queued = u32::try_from(queued).unwrap_or(u32::MAX);
+            let flags = EnterFlags::GETEVENTS.bits();
+            let submitter = self.uring.submitter();
+            // SAFETY: no argument is passed; the entries are those that `push_now` queued.
+            unsafe { submitter.enter::<libc::sigset_t>(queued, u32::from(wait), flags, None) }
+        };
+        match called {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 // A signal; no memory for requests just now; completions to be taken first.
@@ -141,11 +152,11 @@ unsafe impl Driver for Ring {
             let (queued, kernel_waits) = (queue.len(), queue.taskrun() || queue.cq_overflow());
             drop(queue);
             self.reap(done);
-            let want = usize::from(wait && done.is_empty() && self.backlog.is_empty());
-            if queued == 0 && want == 0 && !kernel_waits {
+            let wait = wait && done.is_empty() && self.backlog.is_empty();
+            if queued == 0 && !wait && !kernel_waits {
                 return Ok(());
             }
-            self.call(want)?;
+            self.call(queued, wait)?;
             self.reap(done);
             if self.backlog.is_empty() {
                 return Ok(());
