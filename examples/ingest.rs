@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::error::Error;
 use std::fs::{self, File};
 use std::future::Future;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -40,7 +40,7 @@ struct Options {
 fn options() -> Result<Options> {
     let mut options = Options {
         tree: "/usr/share".into(),
-        store: std::env::temp_dir().join("ringlog-ingest"),
+        store: "target/ingest".into(), // /tmp may be memory
         tasks: 64,
         partitions: 1,
         verify: false,
@@ -105,15 +105,16 @@ impl Journal {
         let mut line = format!("{:08x} {} ", stored.crc, stored.len).into_bytes();
         line.extend_from_slice(stored.path.as_os_str().as_bytes());
         line.push(b'\n');
-        self.file.write_all(&line) // one write: a kill leaves a whole line or none
+        self.file.write_all(&line)
     }
 
     fn read(store: &Path) -> Result<Vec<Stored>> {
         let path = Self::path(store);
-        let file = File::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let mut text = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        // A kill may have cut the last line short: it was not noted yet.
+        text.truncate(text.iter().rposition(|&byte| byte == b'\n').unwrap_or(0));
         let mut entries = Vec::new();
-        for line in BufReader::new(file).split(b'\n') {
-            let line = line?;
+        for line in text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
             let mut parts = line.splitn(3, |&byte| byte == b' ');
             let mut number = || std::str::from_utf8(parts.next().unwrap_or_default());
             let (crc, len) = (u32::from_str_radix(number()?, 16)?, number()?.parse()?);
@@ -376,7 +377,10 @@ fn compare_all(options: &Options, entries: Vec<Stored>, store: &Store) -> Result
 fn verify(options: &Options) -> Result<()> {
     let entries = Journal::read(&options.store)?;
     let opening = Instant::now();
-    let store = Store::open(&options.store, options.partitions)?;
+    let store = match Store::open(&options.store, options.partitions) {
+        Err(ringlog::Error::PartitionMismatch { found, .. }) => Store::open(&options.store, found),
+        opened => opened,
+    }?;
     println!(
         "opened in {:.2?}; {} files had been reported as stored",
         opening.elapsed(),

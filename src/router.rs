@@ -1,20 +1,19 @@
 //! The router: from a key to the thread that owns it, and back with the answer.
 //!
 //! A request is a task scheduled on its owner, through the runtime's own mailbox. Invariants: a
-//! request holds a share of its partition's [`Gate`] from before it is sent until it is answered,
-//! also if its caller has gone; so what a partition takes in is bounded, and callers beyond that
-//! wait in their own futures, never in a thread.
+//! request holds a share of its partition's [`Gate`] from when it is sent until it is answered, also
+//! if its caller has gone; so what a partition takes in is bounded. Requests beyond that wait, in
+//! order, with their callers' futures, and never in a thread.
 
 use crate::error::{Error, Result};
 use crate::limits::{QUEUE_BYTES, REQUEST_OVERHEAD};
 use crate::partition::Partition;
 use crate::partition::keydir::Digest;
-use crate::rt::Owned;
-use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
+use crate::rt::{Owned, Unstarted};
+use std::collections::BTreeMap;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
 
 /// A partition as its callers see it.
 struct Owner {
@@ -49,19 +48,31 @@ impl Router {
         F: Future<Output = Result<T>> + 'static,
         T: Send + 'static,
     {
-        let owner = &self.owners[digest.partition(self.owners.len())];
-        let share = owner.gate.enter(bytes + REQUEST_OVERHEAD).await;
-        let task = owner.partition.schedule(move |partition| async move {
+        self.send_to(digest.partition(self.owners.len()), bytes, work).await
+    }
+
+    /// Runs `work` on the owner of the partition, after what was sent there before.
+    pub(crate) async fn send_to<T, M, F>(&self, index: usize, bytes: usize, work: M) -> Result<T>
+    where
+        M: FnOnce(Rc<Partition>) -> F + Send + 'static,
+        F: Future<Output = Result<T>> + 'static,
+        T: Send + 'static,
+    {
+        let Owner { partition, gate } = &self.owners[index];
+        let share = Share { gate: Arc::clone(gate), bytes: bytes + REQUEST_OVERHEAD };
+        let bytes = share.bytes;
+        let (task, request) = partition.prepare(move |partition| async move {
             let answer = work(partition).await;
             drop(share);
             answer
         });
+        let _place = gate.enter(bytes, request);
         task.await.map_err(Error::from)?
     }
 
     /// Runs `work` on the owner of a partition, past its gate: for the few requests that concern
-    /// the whole partition and carry nothing, which must not wait behind callers who dally.
-    pub(crate) async fn send_to<T, M, F>(&self, index: usize, work: M) -> Result<T>
+    /// the whole partition, carry nothing, and need not come after others.
+    pub(crate) async fn send_past<T, M, F>(&self, index: usize, work: M) -> Result<T>
     where
         M: FnOnce(Rc<Partition>) -> F + Send + 'static,
         F: Future<Output = Result<T>> + 'static,
@@ -72,29 +83,28 @@ impl Router {
 }
 
 /// Lets in so many bytes of requests at a time, in the order of their coming.
+///
+/// What waits is the request itself, not its caller: when its turn comes it is sent, whether or not
+/// the caller is polled just then, so no caller can hold up those behind it. A caller that goes away
+/// before takes its request with it, so what waits is bounded by the callers that wait.
 #[derive(Default)]
 struct Gate(Mutex<GateState>);
 
 #[derive(Default)]
 struct GateState {
+    /// Bytes of the requests that were sent and are not answered.
     inside: usize,
-    queue: VecDeque<Arc<Ticket>>,
+    next: u64,
+    /// By number, so in the order of their coming.
+    waiting: BTreeMap<u64, Waiting>,
 }
 
-/// A request that waits at a gate.
-struct Ticket {
+struct Waiting {
     bytes: usize,
-    state: Mutex<TicketState>,
+    request: Unstarted,
 }
 
-enum TicketState {
-    Waiting(Option<Waker>),
-    Admitted,
-    /// Its future is gone.
-    Left,
-}
-
-/// A part of what a gate lets in. Dropping it lets in others.
+/// A part of what a gate lets in, held by the request itself. Dropping it lets in others.
 struct Share {
     gate: Arc<Gate>,
     bytes: usize,
@@ -105,55 +115,50 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Gate {
-    async fn enter(self: &Arc<Self>, bytes: usize) -> Share {
-        let ticket = {
-            let mut state = lock(&self.0);
-            if state.queue.is_empty() && state.admits(bytes) {
-                state.inside += bytes;
-                None
-            } else {
-                let waiting = Mutex::new(TicketState::Waiting(None));
-                let ticket = Arc::new(Ticket { bytes, state: waiting });
-                state.queue.push_back(Arc::clone(&ticket));
-                Some(ticket)
-            }
+    /// Sends the request now, or when its turn comes, unless the place is dropped before.
+    fn enter(self: &Arc<Self>, bytes: usize, request: Unstarted) -> Place {
+        let mut state = lock(&self.0);
+        let number = if state.waiting.is_empty() && state.has_room(bytes) {
+            state.inside += bytes;
+            let sent = request.start();
+            drop(state);
+            drop(sent);
+            None
+        } else {
+            let number = state.next;
+            state.next += 1;
+            state.waiting.insert(number, Waiting { bytes, request });
+            Some(number)
         };
-        if let Some(ticket) = ticket {
-            let mut place = Place { gate: self, ticket: Some(ticket) };
-            poll_fn(|cx| place.poll(cx)).await;
-            place.ticket = None; // admitted: the share takes over
-        }
-        Share { gate: Arc::clone(self), bytes }
+        Place { gate: Arc::clone(self), number }
     }
 
     fn leave(&self, bytes: usize) {
-        let mut woken = Vec::new();
         let mut state = lock(&self.0);
         state.inside -= bytes;
-        while let Some(ticket) = state.queue.front() {
-            let mut waiting = lock(&ticket.state);
-            if let TicketState::Waiting(waker) = &mut *waiting {
-                if !state.admits(ticket.bytes) {
-                    break;
-                }
-                woken.extend(waker.take());
-                *waiting = TicketState::Admitted;
-                let bytes = ticket.bytes;
-                drop(waiting);
-                state.inside += bytes;
-            } else {
-                drop(waiting);
-            }
-            state.queue.pop_front();
-        }
+        let refused = state.admit();
         drop(state);
-        woken.into_iter().for_each(Waker::wake);
+        drop(refused);
     }
 }
 
 impl GateState {
-    fn admits(&self, bytes: usize) -> bool {
+    fn has_room(&self, bytes: usize) -> bool {
         self.inside == 0 || self.inside + bytes <= QUEUE_BYTES
+    }
+
+    /// Sends those whose turn it is. Under the lock, so that they arrive in their order; what was
+    /// refused is dropped outside of it, since its share comes back here.
+    fn admit(&mut self) -> Vec<impl Sized + use<>> {
+        let mut refused = Vec::new();
+        while let Some((_, first)) = self.waiting.first_key_value()
+            && self.has_room(first.bytes)
+            && let Some((_, Waiting { bytes, request })) = self.waiting.pop_first()
+        {
+            self.inside += bytes;
+            refused.extend(request.start().err());
+        }
+        refused
     }
 }
 
@@ -163,93 +168,103 @@ impl Drop for Share {
     }
 }
 
-/// A place in a gate's queue, given up if its future is dropped.
-struct Place<'a> {
-    gate: &'a Gate,
-    ticket: Option<Arc<Ticket>>,
+/// A caller's interest in its request. Dropping it withdraws a request that was not sent yet.
+struct Place {
+    gate: Arc<Gate>,
+    /// Of a request that had to wait.
+    number: Option<u64>,
 }
 
-impl Place<'_> {
-    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(ticket) = &self.ticket
-            && let TicketState::Waiting(waker) = &mut *lock(&ticket.state)
-        {
-            *waker = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        Poll::Ready(())
-    }
-}
-
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        let Some(ticket) = self.ticket.take() else { return };
-        let before = std::mem::replace(&mut *lock(&ticket.state), TicketState::Left);
-        match before {
-            // Let in, but nobody came: let in the next.
-            TicketState::Admitted => self.gate.leave(ticket.bytes),
-            // It may have stood in others' way: they are looked at again.
-            _ => self.gate.leave(0),
-        }
+        let Some(number) = self.number else { return };
+        let mut state = lock(&self.gate.0);
+        let withdrawn = state.waiting.remove(&number);
+        // Its share will be given back without having been taken: take it now.
+        state.inside += withdrawn.as_ref().map_or(0, |waiting| waiting.bytes);
+        drop(state);
+        drop(withdrawn);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::pin::pin;
+    use crate::rt::{Executor, ExecutorConfig, Task, yield_now};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// Polls once, without a waker.
-    fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
-        match future.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(output) => Some(output),
-            Poll::Pending => None,
+    /// Requests at one gate, on an executor that runs them when told to.
+    struct Rig {
+        executor: Executor,
+        value: Owned<()>,
+        gate: Arc<Gate>,
+        ran: Arc<AtomicUsize>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let executor = Executor::new(ExecutorConfig::default()).unwrap();
+            let value = executor.block_on(async { Owned::new(()) });
+            Self { executor, value, gate: Arc::default(), ran: Arc::default() }
+        }
+
+        /// A request that counts itself, and then holds its share until its task is cancelled.
+        fn send(&self, bytes: usize) -> (Task<()>, Place) {
+            let share = Share { gate: Arc::clone(&self.gate), bytes };
+            let ran = Arc::clone(&self.ran);
+            let (task, request) = self.value.prepare(move |_| async move {
+                ran.fetch_add(1, Ordering::Relaxed);
+                std::future::pending::<()>().await;
+                drop(share);
+            });
+            (task, self.gate.enter(bytes, request))
+        }
+
+        fn ran(&self) -> usize {
+            for _ in 0..3 {
+                self.executor.block_on(yield_now());
+            }
+            self.ran.load(Ordering::Relaxed)
         }
     }
 
     #[test]
     fn a_full_gate_lets_in_by_order_of_coming_as_others_leave() {
-        let gate = Arc::new(Gate::default());
-        let first = poll(pin!(gate.enter(QUEUE_BYTES))).unwrap();
-        let (mut second, mut third) = (pin!(gate.enter(QUEUE_BYTES)), pin!(gate.enter(1)));
-        assert!(poll(second.as_mut()).is_none());
-        assert!(poll(third.as_mut()).is_none(), "small, but it came later");
-        drop(first);
-        let second = poll(second).unwrap();
-        assert!(poll(third.as_mut()).is_none());
-        drop(second);
-        assert!(poll(third).is_some());
-        assert_eq!(lock(&gate.0).inside, 0);
+        let rig = Rig::new();
+        let first = rig.send(QUEUE_BYTES);
+        let second = rig.send(QUEUE_BYTES);
+        let third = rig.send(1);
+        assert_eq!(rig.ran(), 1, "the third is small, but it came later");
+        first.0.cancel();
+        assert_eq!(rig.ran(), 2);
+        second.0.cancel();
+        assert_eq!(rig.ran(), 3);
+        third.0.cancel();
+        assert_eq!(rig.ran(), 3);
+        assert_eq!(lock(&rig.gate.0).inside, 0);
     }
 
     #[test]
     fn a_request_larger_than_the_gate_is_let_in_alone() {
-        let gate = Arc::new(Gate::default());
-        let large = poll(pin!(gate.enter(10 * QUEUE_BYTES))).unwrap();
-        let mut small = pin!(gate.enter(1));
-        assert!(poll(small.as_mut()).is_none());
-        drop(large);
-        assert!(poll(small).is_some());
+        let rig = Rig::new();
+        let large = rig.send(10 * QUEUE_BYTES);
+        let _small = rig.send(1);
+        assert_eq!(rig.ran(), 1);
+        large.0.cancel();
+        assert_eq!(rig.ran(), 2);
     }
 
     #[test]
-    fn one_who_goes_away_while_waiting_does_not_stand_in_the_way() {
-        let gate = Arc::new(Gate::default());
-        let half = poll(pin!(gate.enter(QUEUE_BYTES / 2))).unwrap();
-        let mut large = Box::pin(gate.enter(QUEUE_BYTES));
-        let mut small = pin!(gate.enter(1));
-        assert!(poll(large.as_mut()).is_none());
-        assert!(poll(small.as_mut()).is_none());
-        drop(large); // while it waits
-        let small = poll(small).expect("nobody is before it any more");
-
-        let mut large = Box::pin(gate.enter(QUEUE_BYTES));
-        let mut last = pin!(gate.enter(1));
-        assert!(poll(large.as_mut()).is_none());
-        assert!(poll(last.as_mut()).is_none());
-        drop((half, small));
-        drop(large); // when it was let in, but had not noticed
-        assert!(poll(last).is_some());
-        assert_eq!(lock(&gate.0).inside, 0);
+    fn a_caller_that_goes_away_takes_its_waiting_request_with_it() {
+        let rig = Rig::new();
+        let first = rig.send(QUEUE_BYTES);
+        let (large, place) = rig.send(QUEUE_BYTES);
+        let _small = rig.send(1);
+        assert_eq!(rig.ran(), 1);
+        drop(place);
+        assert!(large.is_finished(), "it will never run, and says so");
+        first.0.cancel();
+        assert_eq!(rig.ran(), 2, "the first and the small one");
+        assert_eq!(lock(&rig.gate.0).inside, 1);
     }
 }

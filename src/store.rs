@@ -58,8 +58,6 @@ struct Inner {
     closed: AtomicBool,
     router: Router,
     runtime: Mutex<Option<Runtime>>,
-    /// Let go of last: another process may open the store only when all else is done.
-    lock: Mutex<Option<Lock>>,
 }
 
 impl Store {
@@ -98,17 +96,18 @@ impl Store {
         let threads = options.thread_count();
         let runtime =
             Runtime::start(RuntimeConfig { num_threads: threads, ..RuntimeConfig::default() })?;
+        // An opening that was killed may have left names that are not durable: the superblock's own.
+        sync_dir(dir)?;
         let superblock = match found {
             Some(superblock) => superblock,
             None => create(dir, options.partitions, &runtime)?,
         };
-        let partitions = open_partitions(dir, superblock, &runtime)?;
+        let partitions = open_partitions(dir, superblock, &runtime, &Arc::new(lock))?;
         let inner = Inner {
             dir: dir.clone(),
             closed: AtomicBool::new(false),
             router: Router::new(superblock.secret, partitions),
             runtime: Mutex::new(Some(runtime)),
-            lock: Mutex::new(Some(lock)),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -198,13 +197,12 @@ impl Store {
             }
             let mut outcome = Ok(());
             for index in 0..inner.router.partitions() {
-                let sealed = inner.router.send_to(index, |p| async move { p.close().await });
+                let sealed = inner.router.send_past(index, |p| async move { p.close().await });
                 outcome = outcome.and(sealed.await);
             }
             let runtime = inner.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let lock = inner.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
             let stopped = match runtime {
-                Some(runtime) => stop(Stopping { runtime, lock }).await,
+                Some(runtime) => stop(runtime).await,
                 None => Ok(()),
             };
             outcome.and(stopped)
@@ -242,7 +240,7 @@ impl Store {
             let mut replies: Vec<Reply<T>> = (0..partitions)
                 .map(|index| {
                     let inner = Arc::clone(&inner);
-                    Reply::new(async move { inner.router.send_to(index, ask).await })
+                    Reply::new(async move { inner.router.send_to(index, 0, ask).await })
                 })
                 .collect();
             // One poll sends each request; then they are awaited one after the other.
@@ -275,7 +273,8 @@ impl fmt::Debug for Store {
 }
 
 /// The answer to come of a request: a future that any executor can await. Nothing happens before
-/// its first poll; after that, the request goes on also if the future is dropped.
+/// its first poll. Dropping it then withdraws a request that still waits for its turn; one that was
+/// sent goes on.
 #[must_use = "a request is not sent until its reply is awaited"]
 pub struct Reply<T> {
     state: State<T>,
@@ -434,36 +433,31 @@ fn open_partitions(
     dir: &Path,
     superblock: Superblock,
     runtime: &Runtime,
+    lock: &Arc<Lock>,
 ) -> Result<Vec<Owned<Partition>>> {
     let Superblock { partitions, id, secret } = superblock;
     let opening: Vec<_> = (0..partitions)
         .map(|partition| {
             let path = log_path(dir, partition as usize);
             let identity = Identity { store: id, secret, partition };
+            // Each partition holds the lock: while a thread may still write to a log, whatever
+            // became of the store's handles, nobody else opens the directory.
+            let lock = Arc::clone(lock);
             let owner = runtime.thread(partition as usize % runtime.size());
             owner.schedule_local(move || async move {
-                Partition::open(&path, identity).await.map(Owned::new)
+                Partition::open(&path, identity, lock).await.map(Owned::new)
             })
         })
         .collect();
     opening.into_iter().map(|task| rt::wait(task).map_err(Error::from)?).collect()
 }
 
-/// A store that is being closed. The fields drop in order: while a thread may still write to a log,
-/// the directory is locked, also if whoever closes it does not wait for the end.
-struct Stopping {
-    runtime: Runtime,
-    lock: Option<Lock>,
-}
-
 /// Stops the runtime on a thread made for it, since stopping blocks.
-async fn stop(stopping: Stopping) -> Result<()> {
+async fn stop(runtime: Runtime) -> Result<()> {
     let helper = Arc::new(Mutex::new((None, None::<std::task::Waker>)));
     let report = Arc::clone(&helper);
     let stopper = move || {
-        let Stopping { runtime, lock } = stopping;
         let outcome = runtime.stop().map_err(Error::from);
-        drop(lock);
         let mut slot = report.lock().unwrap_or_else(PoisonError::into_inner);
         slot.0 = Some(outcome);
         let waker = slot.1.take();

@@ -16,9 +16,11 @@ use crate::stats::PartitionStats;
 use bytes::Bytes;
 use commit::Commit;
 use keydir::{Digest, Keydir};
+use std::any::Any;
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// See the module.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub(crate) struct Partition {
     log: Log,
     keydir: RefCell<Keydir>,
     commit: Commit,
+    /// Keeps others from the files for as long as this one may write to them.
+    _lock: Arc<dyn Any + Send + Sync>,
 }
 
 /// What a partition is told when it is opened.
@@ -38,7 +42,11 @@ pub(crate) struct Identity {
 
 impl Partition {
     /// Opens the partition's log and rebuilds the keydir from it.
-    pub(crate) async fn open(path: &Path, identity: Identity) -> Result<Self> {
+    pub(crate) async fn open(
+        path: &Path,
+        identity: Identity,
+        lock: Arc<dyn Any + Send + Sync>,
+    ) -> Result<Self> {
         let mut keydir = Keydir::default();
         let mut sequence = 0;
         let Identity { store, secret, partition } = identity;
@@ -53,7 +61,7 @@ impl Partition {
         })
         .await?;
         let commit = Commit::new(log.tail(), sequence);
-        Ok(Self { log, keydir: RefCell::new(keydir), commit })
+        Ok(Self { log, keydir: RefCell::new(keydir), commit, _lock: lock })
     }
 
     /// Durable when it returns.
@@ -115,7 +123,7 @@ impl Partition {
         stats
     }
 
-    fn poisoned(&self, cause: std::sync::Arc<std::io::Error>) -> Error {
+    fn poisoned(&self, cause: Arc<std::io::Error>) -> Error {
         Error::Poisoned { path: self.log.path().to_owned(), cause }
     }
 }

@@ -139,7 +139,7 @@ impl Raw {
         }
         let start = usize::from(is_abstract);
         for (to, from) in raw.sun_path[start..].iter_mut().zip(name) {
-            *to = from.cast_signed();
+            *to = libc::c_char::from_le_bytes([*from]); // signed or not, by architecture
         }
         Ok(Self::of(raw, UNIX_PATH + 1 + name.len()))
     }
@@ -164,7 +164,7 @@ impl Raw {
             libc::AF_UNIX => {
                 // SAFETY: the family was checked; what lies beyond `len` is initialised, as zeroes.
                 let raw: libc::sockaddr_un = unsafe { self.get() };
-                let bytes: Vec<u8> = raw.sun_path.iter().map(|c| c.cast_unsigned()).collect();
+                let bytes: Vec<u8> = raw.sun_path.iter().map(|c| c.to_le_bytes()[0]).collect();
                 let named = len.saturating_sub(UNIX_PATH).min(bytes.len());
                 Ok(match bytes[..named].split_first() {
                     None => Address::UnixUnnamed,

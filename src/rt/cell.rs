@@ -121,7 +121,10 @@ impl<T> Cell<T> {
                 return Poll::Pending;
             }
         }
-        // Not `WAITING` and not given back: the completer was here.
+        // Not `WAITING` and not given back: the completer was here. Unless an earlier poll panicked
+        // in cloning its waker: then the payload is still the kernel's.
+        let state = self.state.load(Ordering::Acquire);
+        assert!(state == DONE, "polled again after a waker had panicked");
         // SAFETY: `DONE` was read with acquire: the result is written and not written again.
         let result = self.result.with(|result| unsafe { *result });
         Poll::Ready((self.take_payload(), result))

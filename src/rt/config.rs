@@ -80,10 +80,13 @@ impl ExecutorConfig {
             None => self.try_tiers(),
         };
         let ring = ring.map_err(SetupError::from_errno)?;
-        if ring.params().is_feature_nodrop() {
+        // 5.5: a full completion queue loses none. 5.13: polls that stay armed; this feature came
+        // with them.
+        let params = ring.params();
+        if params.is_feature_nodrop() && params.is_feature_resource_tagging() {
             Ok(ring)
         } else {
-            Err(SetupError::KernelTooOld) // before 5.5 a full completion queue loses completions
+            Err(SetupError::KernelTooOld)
         }
     }
 
@@ -191,7 +194,7 @@ pub enum SetupError {
     FlagsRefused,
     /// `ENOSYS`: the kernel has no `io_uring`, or a seccomp filter says so.
     NotSupported,
-    /// The kernel is older than 5.5.
+    /// The kernel is older than 5.13.
     KernelTooOld,
     /// `EPERM` or `EACCES`: forbidden, by `kernel.io_uring_disabled` (with its value) or else by a
     /// seccomp filter or security module.
@@ -242,9 +245,9 @@ impl fmt::Display for SetupError {
                  5.1, or the container's seccomp filter hides it; allow io_uring_setup, \
                  io_uring_enter and io_uring_register in the seccomp profile",
             ),
-            Self::KernelTooOld => f.write_str(
-                "this kernel's io_uring can lose completions: run Linux 5.5 or later, best 6.1",
-            ),
+            Self::KernelTooOld => {
+                f.write_str("this kernel's io_uring is too old: run Linux 5.13 or later, best 6.1")
+            }
             Self::Denied { io_uring_disabled: Some(2) } => f.write_str(
                 "io_uring is switched off for everybody (kernel.io_uring_disabled = 2): run \
                  `sysctl -w kernel.io_uring_disabled=0`",

@@ -6,7 +6,7 @@
 
 #![expect(unsafe_code, reason = "completes cells")]
 
-use super::driver::{Completion, Driver, Request};
+use super::driver::{Completion, Driver, Request, Unpark};
 use super::handle::{Handle, Live, Shared};
 use super::join::{Task, join};
 use super::mailbox::{Mailbox, Message, Phase};
@@ -22,6 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::Instant;
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Context>>> = const { RefCell::new(None) };
@@ -77,6 +78,41 @@ pub(crate) struct Context {
     done: RefCell<Vec<Completion>>,
 }
 
+impl Drop for Context {
+    fn drop(&mut self) {
+        // The executor empties the table before. If a panic kept it from that, the kernel may still
+        // write to what is in it: leak it, with the driver.
+        if self.in_flight.get_mut().len() > 0 {
+            std::mem::forget(self.in_flight.replace(Slab::new()));
+            std::mem::forget(self.driver.replace(Box::new(Gone)));
+        }
+    }
+}
+
+/// In the place of a driver that was leaked.
+struct Gone;
+
+// SAFETY: it is given nothing to do.
+unsafe impl Driver for Gone {
+    fn push(&mut self, _: u64, _: Request) {}
+
+    fn enter(&mut self, _: bool, _: &mut Vec<Completion>) -> io::Result<()> {
+        Err(io::ErrorKind::NotConnected.into())
+    }
+
+    fn ready(&mut self) -> bool {
+        false
+    }
+
+    fn unparker(&self) -> Arc<dyn Unpark> {
+        unreachable!("asked for when an executor is made")
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+}
+
 /// Makes a context the thread's current one until it is dropped.
 pub(crate) struct Entered {
     before: Option<Rc<Context>>,
@@ -93,7 +129,7 @@ impl Drop for Entered {
 
 /// Runs foreign code that must not unwind into the executor's loop. The panic has been printed by
 /// the panic hook; its payload is leaked, since dropping it could panic again.
-fn contain(f: impl FnOnce()) {
+pub(crate) fn contain(f: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
         std::mem::forget(panic);
     }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: after `set`, every waiter has been woken, and every later one resolves at once.
 
+use super::context::contain;
 use super::slab::{Key, Slab};
 use super::sync::atomic::{AtomicBool, Ordering};
 use super::sync::{Mutex, lock};
@@ -32,7 +33,9 @@ impl Event {
         state.set = true;
         let waiters = std::mem::replace(&mut state.waiters, Slab::new());
         drop(state);
-        waiters.into_values().for_each(Waker::wake);
+        for waker in waiters.into_values() {
+            contain(|| waker.wake());
+        }
     }
 
     pub(crate) async fn wait(&self) {
@@ -45,14 +48,16 @@ impl Event {
             if waiter.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 return Poll::Pending;
             }
+            // Foreign code, so no lock is held: two clones here, two drops below.
+            let (registered, known) = (cx.waker().clone(), cx.waker().clone());
             let mut state = lock(&self.state);
             if state.set {
                 return Poll::Ready(());
             }
             let stale = state.waiters.remove(waiter.key);
-            waiter.key = state.waiters.insert(cx.waker().clone());
+            waiter.key = state.waiters.insert(registered);
             drop(state);
-            drop((stale, waiter.waker.replace(cx.waker().clone()))); // foreign code: no lock held
+            drop((stale, waiter.waker.replace(known)));
             Poll::Pending
         })
         .await;

@@ -207,19 +207,16 @@ impl Executor {
         context.mailbox().advance(Phase::Closed);
         let _entered = context.enter_to_close();
         let dropped = context.drop_everything();
-        if !self.let_go() {
-            // The kernel may still write to buffers in the table: leak it, with the ring.
-            std::mem::forget(Rc::clone(context));
-        }
+        // What is left in the table after this is leaked with the ring, by the context's drop.
+        self.let_go();
         dropped
     }
 
-    /// Ends every operation in flight. False if some would not end.
-    fn let_go(&self) -> bool {
+    /// Ends every operation in flight, as far as they will.
+    fn let_go(&self) {
         let context = &*self.context;
         if context.in_flight() == 0 {
-            // What was pushed and owns nothing, like a cancel, need not be waited for.
-            return true;
+            return; // what was pushed and owns nothing, like a cancel, need not be waited for
         }
         context.cancel_all();
         // The wait is bounded by an operation like any other: it ends last, or it ends the wait.
@@ -230,7 +227,7 @@ impl Executor {
         let mut expired = false;
         while context.in_flight() > usize::from(!expired) {
             if expired || context.io(true).is_err() {
-                return false;
+                return;
             }
             context.drop_everything();
             expired = limit.as_mut().poll(&mut cx).is_ready();
@@ -238,10 +235,9 @@ impl Executor {
         context.cancel_all();
         while context.in_flight() > 0 {
             if context.io(true).is_err() {
-                return false;
+                return;
             }
         }
-        true
     }
 }
 

@@ -90,7 +90,8 @@ pub async fn read_exact<B: IoBufMut>(fd: &Fd, mut buf: B, offset: u64) -> BufRes
     let room = buf.room();
     let mut done = 0;
     while done < room {
-        let (result, slice) = read(fd, buf.part(done..room), offset + done as u64).await;
+        let (result, slice) =
+            read(fd, buf.part(done..room), offset.saturating_add(done as u64)).await;
         buf = slice.into_inner();
         match result {
             Ok(0) => return (Err(io::ErrorKind::UnexpectedEof.into()), buf),
@@ -148,7 +149,8 @@ pub async fn write_all<B: IoBuf>(fd: &Fd, mut buf: B, offset: u64) -> BufResult<
     let len = buf.len();
     let mut done = 0;
     while done < len {
-        let (result, slice) = write(fd, buf.part(done..len), offset + done as u64).await;
+        let (result, slice) =
+            write(fd, buf.part(done..len), offset.saturating_add(done as u64)).await;
         buf = slice.into_inner();
         match result {
             Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buf),

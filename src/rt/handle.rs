@@ -137,7 +137,8 @@ impl Handle {
     {
         let header = Header::new(Arc::clone(&self.0.shared), self.0.index);
         let (task, future) = join(&header, |finish| Box::pin(finish.run(future)) as SendFuture);
-        self.offer(Message::Arrive(header, future, Live::new(&self.0.shared), Vec::new()));
+        let arrival = Message::Arrive(header, future, Live::new(&self.0.shared), Vec::new());
+        drop(self.offer(arrival));
         task
     }
 
@@ -160,21 +161,33 @@ impl Handle {
         F: Future + 'static,
         F::Output: Send,
     {
+        let (task, unstarted) = self.prepare(make);
+        drop(unstarted.start());
+        task
+    }
+
+    /// A task that is accepted, but will be sent to its thread later. See [`start`](Self::start).
+    pub(crate) fn prepare<M, F>(&self, make: M) -> (Task<F::Output>, Unstarted)
+    where
+        M: FnOnce() -> F + Send + 'static,
+        F: Future + 'static,
+        F::Output: Send,
+    {
         let header = Header::new(Arc::clone(&self.0.shared), self.0.index);
         let (task, start) = join(&header, |finish| {
             Box::new(move || Box::pin(finish.run(make())) as LocalFuture)
                 as Box<dyn FnOnce() -> LocalFuture + Send>
         });
-        self.offer(Message::Start(header, start, Live::new(&self.0.shared)));
-        task
+        let message = Message::Start(header, start, Live::new(&self.0.shared));
+        (task, Unstarted { home: self.clone(), message })
     }
 
-    fn offer(&self, message: Message) {
+    /// Gives a refused message back. Dropping it tells the task's handle.
+    fn offer(&self, message: Message) -> Result<(), Message> {
         // A task of the same runtime is work accepted: what it needs done is accepted too.
         let inside = Context::current().is_some_and(|context| context.shares(&self.0.shared));
         let last = if inside { Phase::Draining } else { Phase::Open };
-        // A refused message is dropped, and the promise in it says so to the task's handle.
-        drop(self.mailbox().post_until(last, message));
+        self.mailbox().post_until(last, message)
     }
 
     /// Runs a future until it is done, or, with `None`, until the runtime begins to stop: for loops
@@ -219,6 +232,20 @@ impl Handle {
     pub fn stopping(&self) -> impl Future<Output = ()> + Send + 'static + use<> {
         let shared = Arc::clone(&self.0.shared);
         async move { shared.stopping.wait().await }
+    }
+}
+
+/// A task that was made, but not sent. Dropping it ends the task.
+pub(crate) struct Unstarted {
+    home: Handle,
+    message: Message,
+}
+
+impl Unstarted {
+    /// Sends the task to its thread. What comes back was refused, and runs foreign code when it is
+    /// dropped: do that where no lock is held.
+    pub(crate) fn start(self) -> Result<(), impl Sized> {
+        self.home.offer(self.message)
     }
 }
 
@@ -271,7 +298,8 @@ impl From<HopError> for std::io::Error {
 /// on that thread's ring. At once if it is there already.
 ///
 /// Operations still in flight, say in another branch of a `join!`, stay on the ring they began on
-/// and wake the task wherever it is.
+/// and wake the task wherever it is. The task moves when the poll that asked is over, also if the
+/// future of the hop was dropped in it, as the loser of a `select!` is.
 ///
 /// # Errors
 ///

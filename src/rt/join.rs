@@ -117,14 +117,12 @@ impl<T> Future for Task<T> {
     type Output = Result<T, JoinError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let own = cx.waker().clone(); // foreign code, as is the drop below: outside the lock
         let mut state = lock(&self.cell.0);
         if let Outcome::Awaited(waker) = &mut *state {
-            let stale = match waker {
-                Some(current) if current.will_wake(cx.waker()) => None,
-                _ => waker.replace(cx.waker().clone()),
-            };
+            let stale = waker.replace(own);
             drop(state);
-            drop(stale); // foreign code: outside the lock
+            drop(stale);
             return Poll::Pending;
         }
         match std::mem::replace(&mut *state, Outcome::Taken) {

@@ -79,6 +79,7 @@ pub use fs::{
     BufResult, advise, allocate, file_len, fsync, make_dir, nop, open, read, read_exact, rename,
     shutdown, truncate, unlink, write, write_all, write_with,
 };
+pub(crate) use handle::Unstarted;
 pub use handle::{Handle, HopError, ScheduleOn, schedule_on};
 pub use join::{JoinError, Task};
 pub use net::{accept, connect, recv, send, send_all, socket};

@@ -106,7 +106,8 @@ enum State<T: Operation> {
 ///
 /// # Cancellation
 ///
-/// Dropping the future asks the kernel to give the operation up and returns at once. The buffer is
+/// Dropping the future asks the kernel to give the operation up (but for those that end by
+/// themselves: sync, open, rename and the like) and returns at once. The buffer is
 /// freed when the operation has really ended; whether it took effect is then unknown. To get the
 /// buffer back, use [`cancel`](super::cancel()) and await the future to its end instead.
 ///

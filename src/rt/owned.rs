@@ -4,7 +4,7 @@
 //! is scheduled to where it is. Invariant: the value is made, used and dropped on its thread only.
 
 use super::context::Context;
-use super::handle::Handle;
+use super::handle::{Handle, Unstarted};
 use super::join::Task;
 use super::mailbox::Message;
 use super::slab::Key;
@@ -59,8 +59,20 @@ impl<T: 'static> Owned<T> {
         F: Future + 'static,
         F::Output: Send,
     {
+        let (task, unstarted) = self.prepare(work);
+        drop(unstarted.start());
+        task
+    }
+
+    /// [`schedule`](Self::schedule) in two steps: the task is accepted now, and sent later.
+    pub(crate) fn prepare<M, F>(&self, work: M) -> (Task<F::Output>, Unstarted)
+    where
+        M: FnOnce(Rc<T>) -> F + Send + 'static,
+        F: Future + 'static,
+        F::Output: Send,
+    {
         let key = self.key;
-        self.home.start(move || {
+        self.home.prepare(move || {
             // Looked up as the message is read, so before a `Release` that was posted after it.
             let value = Context::current()
                 .and_then(|context| context.owned().borrow_mut().get_mut(key).cloned())

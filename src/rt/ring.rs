@@ -4,7 +4,8 @@
 //! waits in `backlog`, first in first out, so none is lost and order is kept; (2) an error of
 //! `enter` says nothing about any request: an entry in the queue belongs to the kernel, and its
 //! completion will come; (3) completions that found their queue full wait in the kernel
-//! (`IORING_FEAT_NODROP`), and every reap asks for them.
+//! (`IORING_FEAT_NODROP`), and every reap asks for them; (4) a bell that was heard ends the wait of
+//! its `enter`, wherever in it that was.
 
 #![expect(unsafe_code, reason = "talks to the kernel")]
 
@@ -58,6 +59,8 @@ pub(crate) struct Ring {
     bell: Arc<Bell>,
     /// Whether the multishot poll of the bell is with the kernel. It owns no memory.
     bell_armed: bool,
+    /// Whether the bell was heard since `enter` was called: then it must not wait.
+    heard: bool,
 }
 
 impl Ring {
@@ -65,7 +68,7 @@ impl Ring {
     pub(crate) fn new(config: &ExecutorConfig) -> Result<Self, SetupError> {
         let uring = config.build_ring()?;
         let bell = Bell::new().map_err(SetupError::from_errno)?;
-        Ok(Self { uring, backlog: VecDeque::new(), bell, bell_armed: false })
+        Ok(Self { uring, backlog: VecDeque::new(), bell, bell_armed: false, heard: false })
     }
 
     fn queue(&mut self, entry: Entry) {
@@ -93,6 +96,7 @@ impl Ring {
         for entry in self.uring.completion() {
             if entry.user_data() == WAKE_TOKEN {
                 self.bell_armed &= cqueue::more(entry.flags());
+                self.heard = true;
             } else {
                 done.push(Completion { token: entry.user_data(), result: entry.result() });
             }
@@ -143,6 +147,7 @@ unsafe impl Driver for Ring {
     }
 
     fn enter(&mut self, wait: bool, done: &mut Vec<Completion>) -> io::Result<()> {
+        self.heard = false;
         if wait {
             self.arm_bell();
         }
@@ -152,7 +157,9 @@ unsafe impl Driver for Ring {
             let (queued, kernel_waits) = (queue.len(), queue.taskrun() || queue.cq_overflow());
             drop(queue);
             self.reap(done);
-            let wait = wait && done.is_empty() && self.backlog.is_empty();
+            // The bell may have been heard by an earlier turn of this loop. Whoever rang it will not
+            // ring again before this thread has been awake.
+            let wait = wait && !self.heard && done.is_empty() && self.backlog.is_empty();
             if queued == 0 && !wait && !kernel_waits {
                 return Ok(());
             }

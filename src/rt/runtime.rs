@@ -162,8 +162,9 @@ impl Runtime {
             runtime.threads.push(thread);
         }
         drop(report);
-        for started in reports.iter().take(threads) {
-            started?;
+        for _ in 0..threads {
+            // A thread that ends without a report has panicked.
+            reports.recv().map_err(|error| SetupError::Io(io::Error::other(error)))??;
         }
         Ok(runtime)
     }
