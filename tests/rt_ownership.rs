@@ -568,3 +568,62 @@ fn a_hundred_operations_in_one_futures_unordered_all_finish_and_half_of_them_may
         until(|| drops.get() == 100).await;
     });
 }
+
+// ---- wakers that panic ----------------------------------------------------------------------
+
+/// Its `clone` panics if the data is null, its `wake` in any case.
+#[expect(unsafe_code, reason = "only a raw waker can panic in its clone")]
+fn panicking_waker(in_clone: bool) -> Waker {
+    use std::task::{RawWaker, RawWakerVTable};
+    fn panics(_: *const ()) {
+        panic!("a waker panics");
+    }
+    fn clone(data: *const ()) -> RawWaker {
+        assert!(!data.is_null(), "a waker panics when cloned");
+        RawWaker::new(data, &VTABLE)
+    }
+    static VTABLE: RawWakerVTable = RawWakerVTable::new(clone, panics, panics, |_| {});
+    let data = if in_clone { std::ptr::null() } else { (&raw const VTABLE).cast() };
+    // SAFETY: the functions above never look at the data but to compare it.
+    unsafe { Waker::from_raw(RawWaker::new(data, &VTABLE)) }
+}
+
+#[test]
+fn a_waker_that_panics_in_its_clone_does_not_set_the_buffer_free() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    let _dog = Watchdog::new();
+    let (reader, _writer) = pipe();
+    let drops = Drops::default();
+    let mut read = rt::read(&reader, drops.witness(Arena::new(4096)), 0);
+    let executor = executor();
+    executor.block_on(async {
+        read.start();
+        rt::nop().await.unwrap();
+        for waker in [panicking_waker(true), Waker::noop().clone()] {
+            let poll = || Pin::new(&mut read).poll(&mut Context::from_waker(&waker)).is_ready();
+            assert!(catch_unwind(AssertUnwindSafe(poll)).is_err(), "the buffer came back");
+        }
+    });
+    assert_eq!(drops.get(), 0);
+    drop(read);
+    drop(executor);
+    assert_eq!(drops.get(), 1);
+}
+
+#[test]
+fn a_waker_that_panics_when_the_executor_stops_does_not_free_buffers_early() {
+    let _dog = Watchdog::new();
+    let (reader, mut writer) = pipe();
+    let (drops, arena) = (Drops::default(), Arena::new(4096));
+    let executor = executor();
+    let mut stopping = Box::pin(executor.handle().stopping());
+    let waker = panicking_waker(false);
+    assert!(stopping.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let read = rt::read(&reader, drops.witness(arena), 0);
+    drop(executor.spawn(async move { drop(read.await) }));
+    executor.block_on(rt::nop()).unwrap();
+    drop(executor);
+    assert_eq!(drops.get(), 1, "ended in order");
+    writer.write_all(b"late").unwrap();
+    assert!(arena.is_all(POISON), "read into a freed buffer");
+}

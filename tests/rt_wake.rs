@@ -602,3 +602,71 @@ fn more_tasks_than_one_turn_polls_all_finish() {
     executor.run().unwrap();
     assert!(tasks.iter().all(Task::is_finished));
 }
+
+// ---- the bell -------------------------------------------------------------------------------
+
+/// A thread that goes to sleep with a long queue behind a short ring makes several calls. A bell
+/// that one of them hears must end the wait of the last: whoever rang it will not ring again.
+#[test]
+fn a_bell_heard_while_a_backlog_is_submitted_ends_the_wait() {
+    let _dog = Watchdog::new();
+    let config = RuntimeConfig {
+        stop_grace: Duration::from_millis(1), // the tasks below would never end
+        executor_config: ExecutorConfig {
+            entries: 2,
+            spin: Some(Duration::ZERO),
+            ..ExecutorConfig::default()
+        },
+        ..RuntimeConfig::default()
+    };
+    for round in 0..120 {
+        let runtime = Runtime::start(config.clone()).unwrap();
+        let thread = runtime.thread(0);
+        // It sleeps once before, so that its bell is armed.
+        rt::block_on(thread.schedule(async { rt::timeout_ms(1).await.unwrap() })).unwrap();
+        let busy = thread.schedule(async {
+            let mut sleeps: Vec<_> =
+                (0..2000).map(|_| rt::timeout(Duration::from_secs(3600))).collect();
+            for sleep in &mut sleeps {
+                sleep.start();
+            }
+            std::future::pending::<()>().await;
+            drop(sleeps);
+        });
+        for _ in 0..round * 3000 {
+            std::hint::spin_loop(); // another moment in each round
+        }
+        assert_eq!(rt::block_on(thread.schedule(async move { round })), Ok(round));
+        busy.cancel();
+        drop(runtime);
+    }
+}
+
+#[test]
+fn no_wake_is_lost_whatever_the_flags_of_the_ring() {
+    let _dog = Watchdog::new();
+    let coop = rt::SETUP_COOP_TASKRUN | rt::SETUP_TASKRUN_FLAG;
+    for flags in [Some(0), Some(coop), Some(rt::SETUP_SQPOLL), None] {
+        let runtime = Runtime::start(RuntimeConfig {
+            num_threads: 2,
+            executor_config: ExecutorConfig {
+                uring_flags: flags,
+                spin: Some(Duration::ZERO),
+                ..ExecutorConfig::default()
+            },
+            ..RuntimeConfig::default()
+        })
+        .unwrap();
+        let threads = [runtime.thread(0).clone(), runtime.thread(1).clone()];
+        let task = runtime.schedule(async move {
+            for hop in 0..5_000 {
+                rt::schedule_on(&threads[hop % 2]).await.unwrap();
+                if hop % 7 == 0 {
+                    rt::nop().await.unwrap();
+                }
+            }
+        });
+        rt::block_on(task).unwrap();
+        runtime.stop().unwrap();
+    }
+}

@@ -677,3 +677,58 @@ fn stats_add_up() {
     assert_eq!((total.keys, total.records, total.commits, total.bytes_written), (20, 0, 0, 0));
     assert_eq!(total.log_bytes, written + 3 * 64 + 3 * 24, "a closed log ends with a mark");
 }
+
+// ---- callers that dally -----------------------------------------------------------------------
+
+/// Polls a reply once, and leaves it alone.
+fn send<T>(reply: &mut Reply<T>) {
+    assert!(Pin::new(reply).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+}
+
+/// The queue has room for one of these at a time.
+fn fills_the_queue() -> Vec<u8> {
+    vec![7; MAX_VALUE_LEN]
+}
+
+#[test]
+fn a_caller_that_is_not_polled_holds_up_nobody_behind_it() {
+    let _dog = Watchdog::new();
+    let dir = disk_dir();
+    let store = open(dir.path(), 1);
+    let (mut first, mut second) =
+        (store.put("a", fills_the_queue()), store.put("b", fills_the_queue()));
+    send(&mut first);
+    send(&mut second);
+    // Nobody polls the two, and the get comes after them.
+    assert_eq!(run(store.get("c")).unwrap(), None);
+    run(first).unwrap();
+    run(second).unwrap();
+}
+
+#[test]
+fn a_sync_covers_the_writes_that_wait_for_the_queue() {
+    let _dog = Watchdog::new();
+    let dir = disk_dir();
+    let store = open(dir.path(), 1);
+    let mut writes: Vec<_> = (0..3).map(|n| store.put([n], fills_the_queue())).collect();
+    writes.iter_mut().for_each(send);
+    run(store.sync()).unwrap();
+    assert_eq!(run(store.stats()).unwrap().total().records, 3);
+    run(try_join_all(writes)).unwrap();
+}
+
+#[test]
+fn a_caller_that_goes_away_takes_its_waiting_request_with_it() {
+    let _dog = Watchdog::new();
+    let dir = disk_dir();
+    let store = open(dir.path(), 1);
+    let (mut first, mut second) =
+        (store.put("a", fills_the_queue()), store.put("b", fills_the_queue()));
+    send(&mut first);
+    send(&mut second);
+    drop(second); // it may have been sent by now, or not
+    run(first).unwrap();
+    run(store.sync()).unwrap();
+    let b = run(store.get("b")).unwrap();
+    assert!(b.is_none_or(|value| value == fills_the_queue()));
+}

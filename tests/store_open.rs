@@ -8,9 +8,11 @@ mod store_common;
 use futures::future::try_join_all;
 use ringlog::{Error, MAX_PARTITIONS, Store};
 use std::fs;
+use std::future::Future;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use store_common::{
     Watchdog, disk_dir, entries, log_path, mark, open, refused, run, run_child, salt, snapshot,
@@ -628,4 +630,62 @@ fn damage_under_an_open_store_is_noticed_by_the_reader() {
     assert!(matches!(run(store.get("key")), Err(Error::Corrupt { .. })));
     fs::write(&log, &own).unwrap();
     assert_eq!(run(store.get("key")).unwrap().as_deref(), Some(&b"some value"[..]));
+}
+
+/// The last handle may go on a thread of the store's own, which cannot wait for the others: in an
+/// executor whose tasks live in their wakers, say. The directory stays locked for as long as one
+/// of them may write.
+#[test]
+fn a_store_whose_last_handle_goes_on_its_own_thread_is_locked_until_it_has_written() {
+    use std::sync::{Arc, Mutex};
+    use std::task::{Context, Wake, Waker};
+
+    struct Task(Mutex<Option<ringlog::Reply<()>>>);
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {} // the last reference: the reply, and the store, go here
+    }
+
+    let _one = one_at_a_time();
+    let dir = disk_dir();
+    let store = open(dir.path(), 2);
+    let mut keys = [None, None];
+    for n in 0.. {
+        let before = run(store.stats()).unwrap();
+        run(store.put(format!("{n}"), "")).unwrap();
+        let after = run(store.stats()).unwrap();
+        for (key, (before, after)) in
+            keys.iter_mut().zip(before.partitions.iter().zip(&after.partitions))
+        {
+            if after.records > before.records {
+                key.get_or_insert(format!("{n}"));
+            }
+        }
+        if keys.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    let [small, large] = keys.map(Option::unwrap);
+    let mut large = store.put(large, vec![1; ringlog::MAX_VALUE_LEN]);
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(Pin::new(&mut large).poll(&mut cx).is_pending());
+    drop(large); // it was sent
+    let task = Arc::new(Task(Mutex::new(None)));
+    let waker = Waker::from(Arc::clone(&task));
+    let mut reply = store.put(small, "x");
+    if Pin::new(&mut reply).poll(&mut Context::from_waker(&waker)).is_ready() {
+        return; // answered at once: not this time
+    }
+    *task.0.lock().unwrap() = Some(reply);
+    drop((waker, task, store));
+    let again = loop {
+        match Store::open(dir.path(), 2) {
+            Err(Error::Locked { .. }) => std::thread::yield_now(),
+            opened => break opened.unwrap(),
+        }
+    };
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+    let links = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    let logs = links.filter(|path| path.starts_with(dir.path()) && path.ends_with("p0001.log"));
+    assert_eq!(logs.count(), 1, "the new store's own");
+    drop(again);
 }
