@@ -41,8 +41,8 @@ pub enum Error {
         /// The error that did it.
         cause: Arc<io::Error>,
     },
-    /// The store was closed, by this handle or a clone of it. If a write was under way, its outcome
-    /// is unknown.
+    /// The store was closed, by this handle or a clone of it, or the partition's ring has failed. If
+    /// a write was under way, its outcome is unknown.
     Closed,
     /// Another process, or another `Store` of this one, has the directory open. Close that one.
     Locked {
@@ -102,7 +102,7 @@ impl fmt::Display for Error {
             }
             Self::Corrupt { path, offset, reason } => write!(
                 f,
-                "{} is corrupt at byte {offset}: {reason}; nothing was changed, restore it from a \
+                "{} is corrupt at byte {offset}: {reason}; it was not changed, restore it from a \
                  copy",
                 path.display()
             ),

@@ -182,8 +182,9 @@ impl Store {
         self.on_all(ask, |partitions| Stats { partitions })
     }
 
-    /// Closes the store: finishes the requests under way, seals the logs, ends the threads. Other
-    /// handles get [`Error::Closed`] from then on.
+    /// Closes the store: finishes the requests that were sent, seals the logs, ends the threads.
+    /// Writes that still wait for their turn, and all that other handles ask from then on, get
+    /// [`Error::Closed`].
     ///
     /// # Errors
     ///

@@ -23,7 +23,7 @@
 //!   by value ([`IoBuf`], [`IoBufMut`]) and give them back with the result. Dropping a future, a
 //!   task or an executor never frees memory that the kernel still uses.
 //! - **A descriptor stays open while an operation uses it** ([`Fd`]).
-//! - **No wake is lost and none is made in vain**: an awake thread is never woken.
+//! - **No wake is lost**, and a thread that is awake is not woken.
 //! - **A panic stays in its task** and reaches whoever awaits it.
 //! - **Stopping drains** and never hangs.
 //!
