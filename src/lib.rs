@@ -21,7 +21,7 @@
 //!
 //! | Module | What lives there |
 //! |---|---|
-//! | `store`, `options` | the front door |
+//! | `store`, `options`, `open`, `reply` | the front door |
 //! | `router` | from a key to the thread that owns it, with a bound |
 //! | `partition` | one log, its keydir, group commit |
 //! | `log` | files of checksummed records, and how they are recovered |
@@ -33,8 +33,10 @@
 mod error;
 mod limits;
 mod log;
+mod open;
 mod options;
 mod partition;
+mod reply;
 mod router;
 pub mod rt;
 mod stats;
@@ -44,5 +46,6 @@ pub use bytes::Bytes;
 pub use error::{Error, Result};
 pub use limits::{MAX_KEY_LEN, MAX_PARTITIONS, MAX_VALUE_LEN, QUEUE_BYTES, REQUEST_OVERHEAD};
 pub use options::Builder;
+pub use reply::Reply;
 pub use stats::{PartitionStats, Stats};
-pub use store::{Reply, Store};
+pub use store::Store;

@@ -1,34 +1,31 @@
 //! [`Store`]: the front door. Checks the limits, and sends each request to its owner.
 //!
-//! Invariants: a store is open in one place at a time (its lock file); it exists only when it is
-//! whole (its superblock comes last); after `close` no clone of it does anything.
+//! Invariants: no length goes further down unchecked; after `close` no clone of it does anything.
 
 use crate::error::{Error, Result};
 use crate::limits::{MAX_KEY_LEN, MAX_VALUE_LEN};
-use crate::log::file::{FILE_HEADER_LEN, FileHeader};
-use crate::log::superblock::{Superblock, random, sync_dir};
+use crate::log::superblock::{Superblock, sync_dir};
+use crate::open::{check_no_records, create, lock_dir, make_dir, open_partitions, sync_name};
 use crate::options::Builder;
-use crate::partition::{Identity, Partition};
+use crate::partition::Partition;
+use crate::reply::Reply;
 use crate::router::Router;
-use crate::rt::{self, Owned, Runtime, RuntimeConfig};
+use crate::rt::{Runtime, RuntimeConfig};
 use crate::stats::Stats;
 use bytes::Bytes;
 use std::fmt;
-use std::fs::{self, File, TryLockError};
 use std::future::Future;
-use std::io::{self, ErrorKind, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::Poll;
 
 /// A key-value store in a directory. Clones are handles to the same store, from any thread.
 ///
 /// Every operation returns a [`Reply`]: a future that is `Send` and `'static`, does nothing until
 /// it is polled, and can be awaited on any executor. No thread is parked meanwhile, unless it
-/// chooses to ([`rt::block_on`]).
+/// chooses to ([`block_on`](crate::rt::block_on)).
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -271,186 +268,6 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("dir", &self.inner.dir).finish_non_exhaustive()
     }
-}
-
-/// The answer to come of a request: a future that any executor can await. Nothing happens before
-/// its first poll. Dropping it then withdraws a request that still waits for its turn; one that was
-/// sent goes on.
-#[must_use = "a request is not sent until its reply is awaited"]
-pub struct Reply<T> {
-    state: State<T>,
-}
-
-enum State<T> {
-    Running(Pin<Box<dyn Future<Output = Result<T>> + Send>>),
-    Answered(Option<Result<T>>),
-}
-
-impl<T> Reply<T> {
-    fn new(future: impl Future<Output = Result<T>> + Send + 'static) -> Self {
-        Self { state: State::Running(Box::pin(future)) }
-    }
-
-    fn error(error: Error) -> Self {
-        Self { state: State::Answered(Some(Err(error))) }
-    }
-
-    /// Sends the request, and keeps an answer that is there at once.
-    fn start(&mut self, cx: &mut Context<'_>) {
-        if let State::Running(future) = &mut self.state
-            && let Poll::Ready(answer) = future.as_mut().poll(cx)
-        {
-            self.state = State::Answered(Some(answer));
-        }
-    }
-}
-
-// The boxed future is pinned by its box, an answer is never pinned.
-impl<T> Unpin for Reply<T> {}
-
-impl<T> Future for Reply<T> {
-    type Output = Result<T>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.start(cx);
-        match &mut self.state {
-            State::Running(_) => Poll::Pending,
-            State::Answered(answer) => {
-                Poll::Ready(answer.take().expect("a reply was polled after it had resolved"))
-            }
-        }
-    }
-}
-
-impl<T> fmt::Debug for Reply<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reply").finish_non_exhaustive()
-    }
-}
-
-/// The parent of a relative path's first part has an empty name.
-fn here(dir: &Path) -> &Path {
-    if dir.as_os_str().is_empty() { Path::new(".") } else { dir }
-}
-
-/// Makes the directory if it is not there, durably.
-fn make_dir(dir: &Path) -> Result<()> {
-    // Those that are to be made, from the inside out.
-    let new: Vec<_> = dir.ancestors().take_while(|dir| !here(dir).is_dir()).collect();
-    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    new.iter().filter_map(|dir| dir.parent()).try_for_each(|parent| sync_dir(here(parent)))
-}
-
-/// Makes the directory's own name durable, also if somebody else has just made it.
-fn sync_name(dir: &Path) -> Result<()> {
-    let parent = here(dir.parent().unwrap_or(dir));
-    match sync_dir(parent) {
-        // A directory that may not be read: whoever made this one in it answers for its name.
-        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Ok(()),
-        synced => synced,
-    }
-}
-
-/// A lock that ends with its process, however that ends. The id in it is for people to read.
-struct Lock(File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // In so many words: a process forked meanwhile may hold the same open file. If it fails,
-        // closing the file is what is left to do, and happens next.
-        drop(self.0.unlock());
-    }
-}
-
-fn lock_dir(dir: &Path) -> Result<Lock> {
-    let path = dir.join("LOCK");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .map_err(Error::io("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let holder = fs::read_to_string(&path).ok().and_then(|pid| pid.trim().parse().ok());
-            return Err(Error::Locked { path, holder });
-        }
-        Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
-    }
-    let mut lock = Lock(file);
-    let file = &mut lock.0;
-    let written = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    written.map_err(Error::io("write", &path))?;
-    Ok(lock)
-}
-
-fn log_path(dir: &Path, partition: usize) -> PathBuf {
-    dir.join(format!("p{partition:04}.log"))
-}
-
-/// Left by an interrupted creation, logs are empty. If one is not, its superblock is lost.
-fn check_no_records(dir: &Path) -> Result<()> {
-    let entries: io::Result<Vec<_>> = fs::read_dir(dir).and_then(Iterator::collect);
-    let mut entries = entries.map_err(Error::io("list", dir))?;
-    entries.sort_by_key(fs::DirEntry::path);
-    for entry in entries {
-        let path = entry.path();
-        if path.extension().is_some_and(|extension| extension == "log") {
-            let meta = entry.metadata().map_err(Error::io("look at", &path))?;
-            if meta.len() > FILE_HEADER_LEN as u64 {
-                let reason = "there are records, but no STORE file that they belong to";
-                return Err(Error::Corrupt { path, offset: 0, reason });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Makes an empty store: the logs, and then the superblock, which makes it exist.
-fn create(dir: &Path, partitions: usize, runtime: &Runtime) -> Result<Superblock> {
-    let count = u32::try_from(partitions).expect("at most MAX_PARTITIONS");
-    let superblock = Superblock::new(count)?;
-    for index in 0..partitions {
-        let path = log_path(dir, index);
-        let header = FileHeader {
-            store: superblock.id,
-            partition: u32::try_from(index).expect("at most MAX_PARTITIONS"),
-            salt: u64::from_le_bytes(random()?),
-        };
-        let task = runtime.schedule(async move { header.create(&path).await });
-        rt::wait(task).map_err(Error::from)??;
-    }
-    superblock.write(dir)?;
-    Ok(superblock)
-}
-
-/// Opens all partitions at the same time, each on the thread that will own it.
-fn open_partitions(
-    dir: &Path,
-    superblock: Superblock,
-    runtime: &Runtime,
-    lock: &Arc<Lock>,
-) -> Result<Vec<Owned<Partition>>> {
-    let Superblock { partitions, id, secret } = superblock;
-    let opening: Vec<_> = (0..partitions)
-        .map(|partition| {
-            let path = log_path(dir, partition as usize);
-            let identity = Identity { store: id, secret, partition };
-            // Each partition holds the lock: while a thread may still write to a log, whatever
-            // became of the store's handles, nobody else opens the directory.
-            let lock = Arc::clone(lock);
-            let owner = runtime.thread(partition as usize % runtime.size());
-            owner.schedule_local(move || async move {
-                Partition::open(&path, identity, lock).await.map(Owned::new)
-            })
-        })
-        .collect();
-    opening.into_iter().map(|task| rt::wait(task).map_err(Error::from)?).collect()
 }
 
 /// Stops the runtime on a thread made for it, since stopping blocks.

@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 5] = [
     &["limits", "error", "stats", "log"],
     &["partition"],
     &["router"],
-    &["store", "options"],
+    &["store", "options", "open", "reply"],
 ];
 
 fn rust_files(dir: &Path, into: &mut Vec<PathBuf>) {

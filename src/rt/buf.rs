@@ -83,125 +83,82 @@ pub unsafe trait IoBufMut: IoBuf {
     unsafe fn filled(&mut self, start: usize, end: usize);
 }
 
-// SAFETY: a vector's memory does not move with it, and is initialised up to its length.
-unsafe impl IoBuf for Vec<u8> {
-    fn ptr(&self) -> *const u8 {
-        self.as_ptr()
-    }
-    fn len(&self) -> usize {
-        self.len()
-    }
+/// Types whose initialised bytes are those of their slice.
+macro_rules! buf {
+    ($($(#[$why:meta])+ $type:ty $(, $n:ident)?;)+) => {
+        $(
+            // SAFETY: as the line above the type says.
+            unsafe impl $(<const $n: usize>)? IoBuf for $type {
+                fn ptr(&self) -> *const u8 {
+                    self.as_ptr()
+                }
+                fn len(&self) -> usize {
+                    self[..].len()
+                }
+            }
+        )+
+    };
 }
 
-// SAFETY: as above; the whole capacity may be written.
-unsafe impl IoBufMut for Vec<u8> {
-    fn ptr_mut(&mut self) -> *mut u8 {
-        self.as_mut_ptr()
-    }
-    fn room(&self) -> usize {
-        self.capacity()
-    }
-    unsafe fn filled(&mut self, _start: usize, end: usize) {
-        // SAFETY: the caller says that everything below `end` is initialised and within capacity.
-        unsafe { self.set_len(end) }
-    }
+buf! {
+    /// The memory does not move with the vector.
+    Vec<u8>;
+    /// The memory does not move with the handle.
+    BytesMut;
+    /// Shared memory that nobody changes, kept alive by the handle.
+    Bytes;
+    /// Immutable for ever.
+    &'static [u8];
+    /// Immutable for ever.
+    &'static str;
+    /// The memory does not move with the box.
+    Box<[u8]>;
+    /// An array is not moved while its operation is in flight, as the trait promises.
+    [u8; N], N;
 }
 
-// SAFETY: as for `Vec<u8>`.
-unsafe impl IoBuf for BytesMut {
-    fn ptr(&self) -> *const u8 {
-        self.as_ptr()
-    }
-    fn len(&self) -> usize {
-        self.len()
-    }
+/// Room for the whole capacity; as long as what was read.
+macro_rules! growable {
+    ($($type:ty),+) => {
+        $(
+            // SAFETY: the whole capacity may be written, and the memory does not move.
+            unsafe impl IoBufMut for $type {
+                fn ptr_mut(&mut self) -> *mut u8 {
+                    self.as_mut_ptr()
+                }
+                fn room(&self) -> usize {
+                    self.capacity()
+                }
+                unsafe fn filled(&mut self, _start: usize, end: usize) {
+                    // SAFETY: the caller says that all below `end` is initialised and in capacity.
+                    unsafe { self.set_len(end) }
+                }
+            }
+        )+
+    };
 }
 
-// SAFETY: as for `Vec<u8>`.
-unsafe impl IoBufMut for BytesMut {
-    fn ptr_mut(&mut self) -> *mut u8 {
-        self.as_mut_ptr()
-    }
-    fn room(&self) -> usize {
-        self.capacity()
-    }
-    unsafe fn filled(&mut self, _start: usize, end: usize) {
-        // SAFETY: the caller says that everything below `end` is initialised and within capacity.
-        unsafe { self.set_len(end) }
-    }
+growable!(Vec<u8>, BytesMut);
+
+/// Room for the length, which stays.
+macro_rules! fixed {
+    ($($type:ty $(, $n:ident)?;)+) => {
+        $(
+            // SAFETY: all of it is initialised and may be written.
+            unsafe impl $(<const $n: usize>)? IoBufMut for $type {
+                fn ptr_mut(&mut self) -> *mut u8 {
+                    self.as_mut_ptr()
+                }
+                fn room(&self) -> usize {
+                    self[..].len()
+                }
+                unsafe fn filled(&mut self, _start: usize, _end: usize) {}
+            }
+        )+
+    };
 }
 
-// SAFETY: shared immutable memory, kept alive by the handle.
-unsafe impl IoBuf for Bytes {
-    fn ptr(&self) -> *const u8 {
-        self.as_ptr()
-    }
-    fn len(&self) -> usize {
-        self.len()
-    }
-}
-
-// SAFETY: immutable for ever.
-unsafe impl IoBuf for &'static [u8] {
-    fn ptr(&self) -> *const u8 {
-        self.as_ptr()
-    }
-    fn len(&self) -> usize {
-        <[u8]>::len(self)
-    }
-}
-
-// SAFETY: immutable for ever.
-unsafe impl IoBuf for &'static str {
-    fn ptr(&self) -> *const u8 {
-        self.as_ptr()
-    }
-    fn len(&self) -> usize {
-        str::len(self)
-    }
-}
-
-// SAFETY: the memory does not move with the box, and all of it is initialised.
-unsafe impl IoBuf for Box<[u8]> {
-    fn ptr(&self) -> *const u8 {
-        self.as_ptr()
-    }
-    fn len(&self) -> usize {
-        <[u8]>::len(self)
-    }
-}
-
-// SAFETY: as above.
-unsafe impl IoBufMut for Box<[u8]> {
-    fn ptr_mut(&mut self) -> *mut u8 {
-        self.as_mut_ptr()
-    }
-    fn room(&self) -> usize {
-        <[u8]>::len(self)
-    }
-    unsafe fn filled(&mut self, _start: usize, _end: usize) {}
-}
-
-// SAFETY: an array is not moved while its operation is in flight, as the trait promises.
-unsafe impl<const N: usize> IoBuf for [u8; N] {
-    fn ptr(&self) -> *const u8 {
-        self.as_ptr()
-    }
-    fn len(&self) -> usize {
-        N
-    }
-}
-
-// SAFETY: as above.
-unsafe impl<const N: usize> IoBufMut for [u8; N] {
-    fn ptr_mut(&mut self) -> *mut u8 {
-        self.as_mut_ptr()
-    }
-    fn room(&self) -> usize {
-        N
-    }
-    unsafe fn filled(&mut self, _start: usize, _end: usize) {}
-}
+fixed! { Box<[u8]>; [u8; N], N; }
 
 /// A part of a buffer, made by [`IoBuf::part`]. Ends beyond the buffer's are cut to fit.
 #[derive(Debug)]
