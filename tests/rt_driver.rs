@@ -557,3 +557,28 @@ fn completions_that_come_with_an_error_are_handed_out() {
     assert_eq!((result.unwrap(), sim.drops()), (0, 0));
     drop((buf, pipe()));
 }
+
+// ---- under a runtime ------------------------------------------------------------------------
+
+/// The drivers are made on the threads that use them, and the threads run on them as on rings:
+/// two hours pass at once.
+#[test]
+fn a_runtime_runs_on_other_drivers_than_rings() {
+    let _dog = Watchdog::new();
+    let config = rt::RuntimeConfig { num_threads: 2, ..rt::RuntimeConfig::default() };
+    let runtime = rt::Runtime::start_on(config, |_, _| {
+        let sim = Sim::new(|_| Fate::After(Duration::ZERO)); // but timeouts take their time
+        let bell = Arc::new(Bell::default());
+        Ok(Box::new(SimDriver(sim.0, bell)))
+    })
+    .unwrap();
+    let threads = [runtime.thread(0).clone(), runtime.thread(1).clone()];
+    let task = runtime.schedule(async move {
+        for thread in threads.iter().cycle().take(10) {
+            rt::schedule_on(thread).await.unwrap();
+            rt::timeout(Duration::from_secs(720)).await.unwrap();
+        }
+    });
+    rt::block_on(task).unwrap();
+    runtime.stop().unwrap();
+}

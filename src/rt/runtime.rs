@@ -12,6 +12,7 @@
 use super::affinity::{allowed_cores, pin_to};
 use super::config::{ExecutorConfig, SetupError};
 use super::context::Context;
+use super::driver::Driver;
 use super::executor::Executor;
 use super::handle::{Handle, Shared};
 use super::join::Task;
@@ -134,6 +135,21 @@ impl Runtime {
     ///
     /// [`SetupError`] if a thread or its ring could not be had; then none is left running.
     pub fn start(config: RuntimeConfig) -> Result<Self, SetupError> {
+        Self::start_on(config, |config, _| Ok(Box::new(Ring::new(config)?)))
+    }
+
+    /// [`start`](Self::start) on other drivers than rings: `make` is called on each thread, with
+    /// its index, for the driver of its executor.
+    ///
+    /// # Errors
+    ///
+    /// Those of `make`, and [`SetupError::Io`] if a thread could not be started or pinned.
+    pub fn start_on<M>(config: RuntimeConfig, make: M) -> Result<Self, SetupError>
+    where
+        M: Fn(&ExecutorConfig, usize) -> Result<Box<dyn Driver>, SetupError>,
+        M: Send + Sync + 'static,
+    {
+        let make: Arc<MakeDriver> = Arc::new(make);
         let threads = config.num_threads.max(1);
         let cores =
             if config.pin_threads { allowed_cores().map_err(SetupError::Io)? } else { Vec::new() };
@@ -154,6 +170,7 @@ impl Runtime {
                 core: cores.get(index % cores.len().max(1)).copied(),
                 config: config.executor_config.clone(),
                 spin: Spinner::default_limit(threads),
+                make: Arc::clone(&make),
             };
             let report = report.clone();
             let thread = std::thread::Builder::new().name(format!("ringlog-{index}"));
@@ -250,12 +267,16 @@ impl Drop for Runtime {
     }
 }
 
+type MakeDriver =
+    dyn Fn(&ExecutorConfig, usize) -> Result<Box<dyn Driver>, SetupError> + Send + Sync;
+
 struct Worker {
     shared: Arc<Shared>,
     index: usize,
     core: Option<usize>,
     config: ExecutorConfig,
     spin: Duration,
+    make: Arc<MakeDriver>,
 }
 
 impl Worker {
@@ -279,7 +300,7 @@ impl Worker {
         if let Some(core) = self.core {
             pin_to(core).map_err(SetupError::Io)?;
         }
-        let driver = Box::new(Ring::new(&self.config)?);
+        let driver = (self.make)(&self.config, self.index)?;
         let spin = self.config.spin.unwrap_or(self.spin);
         Ok(Executor::on(Arc::clone(&self.shared), self.index, driver, spin))
     }
