@@ -718,7 +718,7 @@ fn a_sync_covers_the_writes_that_wait_for_the_queue() {
 }
 
 #[test]
-fn a_caller_that_goes_away_takes_its_waiting_request_with_it() {
+fn a_caller_that_goes_away_leaves_no_value_or_the_whole_one() {
     let _dog = Watchdog::new();
     let dir = disk_dir();
     let store = open(dir.path(), 1);
