@@ -1,111 +1,239 @@
-//! Reading a log from its start to its tail, as recovery does.
+//! Reading a segment from its first group to its end, as recovery, merges and checks do.
 //!
-//! Invariant: the scan ends at the first byte that is not part of a valid record. If a mark further
-//! on says that this byte was durable, it is corrupt, and the scan fails; otherwise it is where a
-//! crash tore the tail. Memory is bounded by the largest record that a valid header announces and
-//! the file has room for.
+//! Invariant: a scan shows valid records only, in order, and ends at the seal or at the first byte
+//! that is not part of one. If a mark or seal further on says that this byte was durable, or the
+//! segment is known to have been sealed, it is corrupt: the scan fails, or with `salvage` notes it
+//! and goes on after it. Otherwise it is where a crash tore the tail. Memory is bounded by a chunk
+//! and the largest record that a valid header announces and the file has room for.
 
-use super::file::FILE_HEADER_LEN;
-use super::record::{HEADER_LEN, Kind, Record, RecordError};
-use super::{CHUNK, Location, read_at};
+use super::record::{HEADER_LEN, Kind, Mark, Record, RecordError};
+use super::segment::Segment;
+use super::{BLOCK, CHUNK};
 use crate::error::{Error, Result};
-use crate::rt::Fd;
-use std::path::Path;
+use bytes::Bytes;
 
-/// Shows the records of a log, one after the other.
+/// How a segment is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Strictness {
+    /// It was sealed, so it must end with its seal.
+    pub(crate) sealed: bool,
+    /// Damage is skipped and noted.
+    pub(crate) salvage: bool,
+}
+
+/// What a scan has seen beside the records.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// Offset of the seal, if there was one.
+    pub(crate) seal: Option<u64>,
+    /// The last sequence number that was given.
+    pub(crate) sequence: u64,
+    /// The latest clock.
+    pub(crate) clock: u64,
+    /// Bytes of torn tail that are not zero, and valid records after the tear.
+    pub(crate) torn_bytes: u64,
+    pub(crate) torn_records: u64,
+    /// Damage that was skipped.
+    pub(crate) damage: Vec<Error>,
+}
+
+/// A record as it lies in its segment, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    pub(crate) offset: u64,
+    pub(crate) len: usize,
+    bytes: Bytes,
+    /// Where the key begins, and where the value begins and ends.
+    key: usize,
+    value: (usize, usize),
+    /// The rest of it, without key and value.
+    record: Record<'static>,
+}
+
+impl Shown {
+    fn new(record: &Record<'_>, bytes: &Bytes, offset: u64, len: usize) -> Self {
+        let value = record.body_offset() + record.key.len();
+        Self {
+            offset,
+            len,
+            bytes: bytes.clone(),
+            key: record.body_offset(),
+            value: (value, value + record.value.len()),
+            record: Record { key: &[], value: &[], ..*record },
+        }
+    }
+
+    pub(crate) fn record(&self) -> Record<'_> {
+        let key = &self.bytes[self.key..self.value.0];
+        Record { key, value: &self.bytes[self.value.0..self.value.1], ..self.record }
+    }
+
+    /// Key and value, without copying them.
+    pub(crate) fn share(&self) -> (Bytes, Bytes) {
+        (self.bytes.slice(self.key..self.value.0), self.bytes.slice(self.value.0..self.value.1))
+    }
+}
+
+/// See the module.
 pub(crate) struct Scan<'a> {
-    fd: &'a Fd,
-    path: &'a Path,
-    salt: u64,
+    segment: &'a Segment,
+    /// Of the file.
     len: u64,
-    /// Where in the file the next record begins, and where that is in `window`.
+    strictness: Strictness,
+    /// Where the next record begins.
     offset: u64,
-    at: usize,
-    window: Vec<u8>,
+    window: Bytes,
+    /// Where the window begins.
+    start: u64,
+    seen: Seen,
+    ended: bool,
 }
 
 impl<'a> Scan<'a> {
-    pub(crate) fn new(fd: &'a Fd, path: &'a Path, salt: u64, len: u64) -> Self {
-        let offset = FILE_HEADER_LEN as u64;
-        Self { fd, path, salt, len, offset, at: 0, window: Vec::new() }
+    pub(crate) fn new(segment: &'a Segment, len: u64, strictness: Strictness) -> Self {
+        let (window, seen) = (Bytes::new(), Seen::default());
+        Self { segment, len, strictness, offset: BLOCK, window, start: BLOCK, seen, ended: false }
     }
 
-    /// Where the scan stands; after its end, where the log goes on.
-    pub(crate) fn tail(&self) -> u64 {
+    /// One that goes on where another stood.
+    pub(crate) fn from(mut self, offset: u64) -> Self {
+        self.offset = offset;
+        self
+    }
+
+    /// Where it stands; after its end, where the log of the segment ends.
+    pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// The next put or delete; `None` at the tail.
-    pub(crate) async fn next(&mut self) -> Result<Option<(Record<'_>, Location)>> {
-        loop {
-            self.fill(HEADER_LEN).await?;
-            let header = Record::header(&self.window[self.at..], self.salt, self.offset);
-            let Ok((kind, lengths)) = header else {
-                return self.end(RecordError::Header).await;
-            };
-            let total = lengths.total();
-            if total as u64 > self.len - self.offset {
-                return self.end(RecordError::Short).await;
-            }
-            self.fill(total).await?;
-            if let Err(error) = Record::decode(&self.window[self.at..], self.salt, self.offset) {
-                return self.end(error).await;
-            }
-            let (at, offset) = (self.at, self.offset);
-            self.at += total;
-            self.offset += total as u64;
-            if kind != Kind::Mark {
-                let Ok(record) = Record::decode(&self.window[at..], self.salt, offset) else {
-                    unreachable!("it was decoded a moment ago")
-                };
-                let len = u32::try_from(total).expect("a record fits a header's lengths");
-                return Ok(Some((record, Location { offset, len })));
-            }
-        }
+    pub(crate) fn into_seen(self) -> Seen {
+        self.seen
     }
 
-    /// Makes the window hold `want` bytes from `at` on, or all that the file has.
-    async fn fill(&mut self, want: usize) -> Result<()> {
-        let held = self.window.len() - self.at;
-        let left = self.len - self.offset;
-        if held >= want || held as u64 >= left {
+    /// The next record that is neither mark nor seal; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Shown>> {
+        while !self.ended {
+            match self.decode_here().await? {
+                Ok(shown) => {
+                    self.offset += shown.len as u64;
+                    let record = shown.record();
+                    self.seen.sequence = self.seen.sequence.max(record.sequence);
+                    if let Some(mark) = Mark::of(&record) {
+                        self.seen.clock = self.seen.clock.max(mark.clock);
+                    }
+                    match record.kind {
+                        Kind::Mark => {}
+                        Kind::Seal => {
+                            self.offset = shown.offset;
+                            self.seen.seal = Some(shown.offset);
+                            self.ended = true;
+                        }
+                        Kind::Put | Kind::Delete | Kind::Live | Kind::Drop => {
+                            return Ok(Some(shown));
+                        }
+                    }
+                }
+                Err(error) => {
+                    if !self.skip_padding().await? {
+                        self.judge(error).await?;
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The bytes from `offset` on, at least `want` of them or all that the file has.
+    async fn bytes(&mut self, offset: u64, want: usize) -> Result<Bytes> {
+        let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let want = want.min(left);
+        let held = (self.start + self.window.len() as u64).saturating_sub(offset);
+        if offset < self.start || held < want as u64 {
+            let len = want.max(CHUNK).min(left);
+            self.window = self.segment.read(offset, len).await?;
+            self.start = offset;
+        }
+        let from = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
+        Ok(self.window.slice(from.min(self.window.len())..))
+    }
+
+    async fn decode_here(&mut self) -> Result<Result<Shown, RecordError>> {
+        let (offset, salt) = (self.offset, self.segment.salt);
+        let bytes = self.bytes(offset, HEADER_LEN + 8).await?;
+        let len = match Record::decode_header(&bytes, salt, offset) {
+            Ok(header) => header.total(),
+            Err(error) => return Ok(Err(error)),
+        };
+        if len as u64 > self.len - offset {
+            return Ok(Err(RecordError::Short));
+        }
+        let bytes = self.bytes(offset, len).await?;
+        Ok(Record::decode(&bytes, salt, offset)
+            .map(|record| Shown::new(&record, &bytes, offset, len)))
+    }
+
+    /// Between groups there may be zeroes to the end of the block.
+    async fn skip_padding(&mut self) -> Result<bool> {
+        let end = self.offset.next_multiple_of(BLOCK).min(self.len);
+        let padding = usize::try_from(end - self.offset).expect("less than a block");
+        if padding == 0 {
+            return Ok(false);
+        }
+        let bytes = self.bytes(self.offset, padding).await?;
+        let zeroes = bytes.len() >= padding && bytes[..padding].iter().all(|&byte| byte == 0);
+        if zeroes {
+            self.offset = end;
+        }
+        Ok(zeroes)
+    }
+
+    /// What is at `offset` does not validate: is that the tail, or damage?
+    async fn judge(&mut self, error: RecordError) -> Result<()> {
+        let at = self.offset;
+        let mut proof = false;
+        let mut next = None;
+        let mut offset = at;
+        // Any valid mark further on will do; records are aligned to 8 bytes.
+        while offset + 8 < self.len {
+            offset += 8;
+            let bytes = self.bytes(offset, HEADER_LEN + 8).await?;
+            if bytes.len() < HEADER_LEN {
+                break;
+            }
+            // No sum of a salted header is zero but by a chance of 2^-32; most of a tail is.
+            if bytes[..HEADER_LEN].iter().all(|&byte| byte == 0) {
+                continue;
+            }
+            self.seen.torn_bytes += 8;
+            let Ok(header) = Record::decode_header(&bytes, self.segment.salt, offset) else {
+                continue;
+            };
+            let bytes = self.bytes(offset, header.total()).await?;
+            if let Ok(record) = Record::decode(&bytes, self.segment.salt, offset) {
+                self.seen.torn_records += 1;
+                next.get_or_insert(offset);
+                if Mark::of(&record).is_some_and(|mark| mark.durable > at) {
+                    proof = true;
+                    break;
+                }
+            }
+        }
+        if !proof && !self.strictness.sealed {
+            self.ended = true;
             return Ok(());
         }
-        self.window.drain(..self.at);
-        self.at = 0;
-        let more = want.max(CHUNK) as u64;
-        let more = usize::try_from(more.min(left) - held as u64).unwrap_or(usize::MAX);
-        let from = self.offset + held as u64;
-        let chunk = read_at(self.fd, from, more).await.map_err(Error::io("read", self.path))?;
-        self.window.extend_from_slice(&chunk);
-        Ok(())
-    }
-
-    /// The record at `offset` does not validate: is that the tail, or damage?
-    async fn end(&mut self, error: RecordError) -> Result<Option<(Record<'_>, Location)>> {
-        let damage = self.offset;
-        // Any valid mark further on will do; records are aligned to 8 bytes.
-        while self.offset + 8 < self.len {
-            self.offset += 8;
-            self.at += 8;
-            self.fill(HEADER_LEN).await?;
-            let bytes = &self.window[self.at..];
-            if let Ok((Kind::Mark, _)) = Record::header(bytes, self.salt, self.offset)
-                && let Ok(mark) = Record::decode(bytes, self.salt, self.offset)
-                && mark.sequence > damage
-            {
-                let reason = match error {
-                    RecordError::Header => "the checksum of a record's header does not match",
-                    RecordError::Body => "the checksum of a record's body does not match",
-                    RecordError::Short => "a record is longer than the file",
-                };
-                let path = self.path.to_owned();
-                return Err(Error::Corrupt { path, offset: damage, reason });
-            }
+        let missing = error == RecordError::Header && next.is_none() && self.strictness.sealed;
+        let reason = if missing { "the segment was sealed, and its end is not there" } else { error.reason() };
+        let damage = self.segment.corrupt(at, reason);
+        if !self.strictness.salvage {
+            return Err(damage);
         }
-        // The log ends here: there is nothing more to show.
-        (self.offset, self.len) = (damage, damage);
-        (self.window, self.at) = (Vec::new(), 0);
-        Ok(None)
+        (self.seen.torn_bytes, self.seen.torn_records) = (0, 0);
+        self.seen.damage.push(damage);
+        match next {
+            Some(next) => self.offset = next,
+            None => self.ended = true,
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,332 @@
+//! A segment: one file of a partition's log. The first block says whose it is, the groups follow.
+//!
+//! Invariants: a file has a segment's name only once its header is durable, so a named file whose
+//! header does not validate is damage, never a creation that was cut short. Direct I/O is used
+//! where the file system reports an alignment for it, buffered I/O elsewhere.
+
+use super::record::{Record, RecordError, u16_at, u32_at, u64_at};
+use super::{BLOCK, Identity};
+use crate::error::{Error, Result};
+use crate::rt::{self, AlignedBuf, Fd, IoBuf};
+use bytes::Bytes;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Of segments, hints and superblock.
+pub(crate) const FORMAT_VERSION: u16 = 1;
+
+const MAGIC: &[u8; 8] = b"ringlogL";
+const HEADER_LEN: usize = 52;
+
+/// How a file is read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Access {
+    direct: bool,
+    /// Reads begin and end at multiples of this.
+    align: u64,
+}
+
+/// See the module. Used on its owner's thread only.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) id: u64,
+    pub(crate) salt: u64,
+    path: PathBuf,
+    /// Closed and opened again as the bound on open files asks for.
+    fd: RefCell<Option<Fd>>,
+    access: Cell<Access>,
+    /// When it was used last, by the partition's count of uses.
+    pub(crate) used: Cell<u64>,
+}
+
+fn encode_header(identity: &Identity, id: u64, salt: u64) -> [u8; HEADER_LEN] {
+    let mut bytes = [0; HEADER_LEN];
+    bytes[..8].copy_from_slice(MAGIC);
+    bytes[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes[12..16].copy_from_slice(&identity.partition.to_le_bytes());
+    bytes[16..32].copy_from_slice(&identity.store);
+    bytes[32..40].copy_from_slice(&id.to_le_bytes());
+    bytes[40..48].copy_from_slice(&salt.to_le_bytes());
+    let sum = crc32fast::hash(&bytes[..48]);
+    bytes[48..].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+/// Opens a file for direct I/O if that is to be had. Tells its length.
+async fn open_file(path: &Path, flags: i32) -> io::Result<(Fd, Access, u64)> {
+    match rt::open(None, path, flags | libc::O_DIRECT, 0o644).await {
+        Ok(fd) => {
+            let stat = rt::stat(&fd).await?;
+            if let Some(direct) = stat.direct
+                && u64::from(direct.offset) <= BLOCK
+                && direct.memory as usize <= AlignedBuf::ALIGN
+            {
+                let align = u64::from(direct.offset);
+                return Ok((fd, Access { direct: true, align }, stat.len));
+            }
+        }
+        // Not all file systems know the flag.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+        Err(error) => return Err(error),
+    }
+    let fd = rt::open(None, path, flags, 0o644).await?;
+    let len = rt::stat(&fd).await?.len;
+    Ok((fd, Access { direct: false, align: 1 }, len))
+}
+
+impl Segment {
+    /// Where a segment of a partition's directory lies.
+    pub(crate) fn path_in(dir: &Path, id: u64) -> PathBuf {
+        dir.join(format!("{id:010}.log"))
+    }
+
+    /// Makes a segment with `room` bytes prepared, durably, name and all. The caller has looked
+    /// that there is none.
+    pub(crate) async fn create(
+        dir: &Path,
+        identity: &Identity,
+        id: u64,
+        salt: u64,
+        room: u64,
+    ) -> Result<Self> {
+        let path = Self::path_in(dir, id);
+        let draft = path.with_extension("new");
+        let made = Self::draft(&draft, identity, id, salt, room).await;
+        let (fd, access) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                // On a full disk every block counts. If this fails too, the next opening does it.
+                drop(rt::unlink(None, &draft).await);
+                return Err(Error::io("create", &draft)(error));
+            }
+        };
+        rt::rename(None, &draft, None, &path).await.map_err(Error::io("rename", &draft))?;
+        sync_dir(dir).await?;
+        let (fd, access) = (RefCell::new(Some(fd)), Cell::new(access));
+        Ok(Self { id, salt, path, fd, access, used: Cell::new(0) })
+    }
+
+    async fn draft(
+        draft: &Path,
+        identity: &Identity,
+        id: u64,
+        salt: u64,
+        room: u64,
+    ) -> io::Result<(Fd, Access)> {
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
+        let (fd, access, _) = open_file(draft, flags).await?;
+        allocate(&fd, 0, room).await?;
+        let mut block = AlignedBuf::new();
+        block.resize(BLOCK as usize);
+        block[..HEADER_LEN].copy_from_slice(&encode_header(identity, id, salt));
+        rt::write_all(&fd, block, 0).await.0?;
+        rt::fsync(&fd, false).await?;
+        Ok((fd, access))
+    }
+
+    /// Opens a segment that is there, and checks whose it is. Tells the file's length.
+    pub(crate) async fn open(dir: &Path, identity: &Identity, id: u64) -> Result<(Self, u64)> {
+        let path = Self::path_in(dir, id);
+        let opened = open_file(&path, libc::O_RDWR).await;
+        let (fd, access, len) = opened.map_err(Error::io("open", &path))?;
+        let (fd, access) = (RefCell::new(Some(fd)), Cell::new(access));
+        let mut segment = Self { id, salt: 0, path, fd, access, used: Cell::new(0) };
+        let bytes = segment.read(0, BLOCK as usize).await?;
+        if bytes.len() < BLOCK as usize {
+            return Err(segment.corrupt(0, "the file is shorter than its header"));
+        }
+        if bytes[..8] != *MAGIC {
+            return Err(segment.corrupt(0, "this is not a ringlog segment"));
+        }
+        // First: a later version may have changed what the sum covers.
+        let found = u16_at(&bytes, 8);
+        if found != FORMAT_VERSION {
+            let path = segment.path;
+            return Err(Error::FormatVersion { path, found, supported: FORMAT_VERSION });
+        }
+        segment.salt = u64_at(&bytes, 40);
+        let written = Identity {
+            partition: u32_at(&bytes, 12),
+            store: bytes[16..32].try_into().expect("sixteen bytes"),
+        };
+        let header = encode_header(&written, u64_at(&bytes, 32), segment.salt);
+        if bytes[..HEADER_LEN] != header || bytes[HEADER_LEN..].iter().any(|&byte| byte != 0) {
+            return Err(segment.corrupt(0, "the checksum of the file's header does not match"));
+        }
+        if written != *identity || u64_at(&bytes, 32) != id {
+            let reason = "the file belongs to another store, partition or place";
+            return Err(segment.corrupt(0, reason));
+        }
+        Ok((segment, len))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn corrupt(&self, offset: u64, reason: &'static str) -> Error {
+        Error::Corrupt { path: self.path.clone(), offset, reason }
+    }
+
+    /// Whether it has a descriptor now.
+    pub(crate) fn is_open(&self) -> bool {
+        self.fd.borrow().is_some()
+    }
+
+    /// Lets go of the descriptor. Operations under way keep it until they are done.
+    pub(crate) fn close_file(&self) {
+        drop(self.fd.take());
+    }
+
+    async fn fd(&self) -> io::Result<Fd> {
+        if let Some(fd) = &*self.fd.borrow() {
+            return Ok(fd.clone());
+        }
+        let (fd, access, _) = open_file(&self.path, libc::O_RDWR).await?;
+        self.access.set(access);
+        self.fd.replace(Some(fd.clone()));
+        Ok(fd)
+    }
+
+    /// Reads `len` bytes, or as many as the file has.
+    pub(crate) async fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
+        self.try_read(offset, len).await.map_err(Error::io("read", &self.path))
+    }
+
+    pub(crate) async fn try_read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        let fd = self.fd().await?;
+        let align = self.access.get().align;
+        let start = offset / align * align;
+        let skip = usize::try_from(offset - start).expect("less than a block");
+        let want = skip + len;
+        let room = want.next_multiple_of(usize::try_from(align).expect("at most a block"));
+        let mut buf = AlignedBuf::with_capacity(room);
+        let mut done = 0;
+        loop {
+            let (result, part) = rt::read(&fd, buf.part(done..room), start + done as u64).await;
+            buf = part.into_inner();
+            let n = match result {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result?,
+            };
+            if done + n >= want || n == 0 {
+                buf.truncate((done + n).min(want));
+                break;
+            }
+            // A direct read goes on where a block begins; what it reads twice is the same.
+            let next = (done + n) as u64 / align * align;
+            let next = usize::try_from(next).expect("within the buffer");
+            if next == done {
+                buf.truncate(done + n); // the file ends within a block
+                break;
+            }
+            done = next;
+        }
+        let bytes = Bytes::from(buf);
+        Ok(if skip < bytes.len() { bytes.slice(skip..) } else { Bytes::new() })
+    }
+
+    /// Reads the record at a place, checks it, and gives the bytes that it lies in.
+    pub(crate) async fn read_record(&self, offset: u64, len: usize) -> Result<Bytes> {
+        let bytes = self.read(offset, len).await?;
+        match Record::decode(&bytes, self.salt, offset) {
+            Ok(_) => Ok(bytes),
+            Err(RecordError::Short) => {
+                Err(self.corrupt(offset, "a record is longer than when it was indexed"))
+            }
+            Err(error) => Err(self.corrupt(offset, error.reason())),
+        }
+    }
+
+    /// Writes `buf` at a block's beginning, however short the single writes come, and with `sync`
+    /// makes it durable; with `dirty`, what was written before as well. Gives the buffer back.
+    pub(crate) async fn write(
+        &self,
+        mut buf: AlignedBuf,
+        offset: u64,
+        sync: bool,
+        dirty: bool,
+    ) -> (io::Result<()>, AlignedBuf) {
+        let fd = match self.fd().await {
+            Ok(fd) => fd,
+            Err(error) => return (Err(error), buf),
+        };
+        let in_one = sync && !dirty && self.access.get().direct;
+        let flags = if in_one { libc::RWF_DSYNC } else { 0 };
+        let len = buf.len();
+        let step = if self.access.get().direct { BLOCK as usize } else { 1 };
+        let (mut done, mut in_vain) = (0, 0);
+        while done < len {
+            let write = rt::write_with(&fd, buf.part(done..len), offset + done as u64, flags);
+            let (result, part) = write.await;
+            buf = part.into_inner();
+            let n = match result {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return (Err(error), buf),
+                Ok(n) => n,
+            };
+            // A direct write goes on where a block begins; what it writes twice is the same.
+            let next = if done + n == len { len } else { (done + n) / step * step };
+            in_vain = if next == done { in_vain + 1 } else { 0 };
+            if n == 0 || in_vain > 8 {
+                return (Err(io::ErrorKind::WriteZero.into()), buf);
+            }
+            done = next;
+        }
+        if sync && !in_one {
+            return (rt::fsync(&fd, true).await, buf);
+        }
+        (Ok(()), buf)
+    }
+
+    /// Makes all that was written durable. After an error nothing more must be written.
+    pub(crate) async fn sync(&self) -> io::Result<()> {
+        rt::fsync(&self.fd().await?, true).await
+    }
+
+    /// Makes room from `from` to `to`, so that writing there cannot meet a full disk.
+    pub(crate) async fn prepare(&self, from: u64, to: u64) -> io::Result<()> {
+        allocate(&self.fd().await?, from, to - from).await
+    }
+
+    /// Gives back what was prepared from `len` on, where the kernel's rings can (6.9 and later).
+    pub(crate) async fn trim(&self, len: u64) -> Result<()> {
+        let fd = self.fd().await.map_err(Error::io("open", &self.path))?;
+        match rt::truncate(&fd, len).await {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            result => result.map_err(Error::io("truncate", &self.path)),
+        }
+    }
+}
+
+/// `fallocate`, or writing zeroes where a file system has no such thing.
+async fn allocate(fd: &Fd, from: u64, len: u64) -> io::Result<()> {
+    match rt::allocate(fd, 0, from, len).await {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        result => return result,
+    }
+    let mut at = from;
+    while at < from + len {
+        let chunk = (from + len - at).min(super::CHUNK as u64);
+        let mut zeroes = AlignedBuf::new();
+        zeroes.resize(usize::try_from(chunk).expect("at most a chunk"));
+        rt::write_all(fd, zeroes, at).await.0?;
+        at += chunk;
+    }
+    Ok(())
+}
+
+/// Makes the names in a directory durable.
+pub(crate) async fn sync_dir(dir: &Path) -> Result<()> {
+    let fd = rt::open(None, dir, libc::O_RDONLY | libc::O_DIRECTORY, 0).await;
+    rt::fsync(&fd.map_err(Error::io("open", dir))?, false).await.map_err(Error::io("sync", dir))
+}
+
+#[cfg(test)]
+impl Segment {
+    pub(super) fn for_tests(dir: &Path, id: u64, salt: u64) -> Self {
+        let (fd, access) = (RefCell::default(), Cell::new(Access { direct: false, align: 1 }));
+        Self { id, salt, path: Self::path_in(dir, id), fd, access, used: Cell::new(0) }
+    }
+}

@@ -1,0 +1,198 @@
+//! The writer: the active segment, its tail, and the group that is being put together.
+//!
+//! Invariants: `synced` is never more than what is durable, and only it goes into marks; a block
+//! that holds synced bytes is never written again; a group is written only into space that was
+//! prepared; after a failed write or sync nothing more is written.
+
+use super::record::{Kind, MARK_LEN, Mark, Record};
+use super::segment::Segment;
+use super::BLOCK;
+use crate::rt::AlignedBuf;
+use std::io;
+use std::rc::Rc;
+
+/// What a new segment has prepared.
+pub(crate) const FIRST_ROOM: u64 = 1 << 20;
+/// The most that is prepared at a time.
+const MAX_STEP: u64 = 8 << 20;
+/// What the buffer keeps of its size between groups.
+const SPARE_BYTES: usize = 2 << 20;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    segment: Rc<Segment>,
+    /// Where the next group begins.
+    tail: u64,
+    /// All below is durable.
+    synced: u64,
+    /// Writing up to here cannot meet a full disk.
+    prepared: u64,
+    /// Where the segment is full. One record may go beyond it, if it is the first.
+    limit: u64,
+    /// The group, from the beginning of its first block on.
+    buf: AlignedBuf,
+}
+
+fn blocks(bytes: u64) -> u64 {
+    bytes.next_multiple_of(BLOCK)
+}
+
+impl Writer {
+    /// For a segment without groups, of which `prepared` bytes are.
+    pub(crate) fn new(segment: Rc<Segment>, prepared: u64, limit: u64) -> Self {
+        let buf = AlignedBuf::new();
+        Self { segment, tail: BLOCK, synced: BLOCK, prepared, limit, buf }
+    }
+
+    pub(crate) fn segment(&self) -> &Rc<Segment> {
+        &self.segment
+    }
+
+    pub(crate) fn tail(&self) -> u64 {
+        self.tail
+    }
+
+    pub(crate) fn prepared(&self) -> u64 {
+        self.prepared
+    }
+
+    /// Whether it has no groups.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tail == BLOCK
+    }
+
+    /// Whether something was written that is not durable.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.synced < self.tail
+    }
+
+    /// Where a group of so many bytes of records would end, with room for a seal after it.
+    fn end_of(&self, records: usize) -> u64 {
+        blocks(self.tail + (MARK_LEN + records) as u64) + BLOCK
+    }
+
+    /// Whether the segment has room for such a group.
+    pub(crate) fn fits(&self, records: usize) -> bool {
+        self.is_empty() || self.end_of(records) <= self.limit
+    }
+
+    /// Whether that room is prepared.
+    pub(crate) fn is_prepared(&self, records: usize) -> bool {
+        self.end_of(records) <= self.prepared
+    }
+
+    /// Prepares room for a group of so many bytes of records, and some more.
+    pub(crate) async fn prepare(&mut self, records: usize) -> io::Result<()> {
+        let need = self.end_of(records);
+        if need <= self.prepared {
+            return Ok(());
+        }
+        let step = self.prepared.clamp(FIRST_ROOM, MAX_STEP);
+        let generous = (self.prepared + step).min(self.limit).max(need);
+        let generous = blocks(generous);
+        match self.segment.prepare(self.prepared, generous).await {
+            Ok(()) => self.prepared = generous,
+            Err(_) if generous > need => {
+                self.segment.prepare(self.prepared, need).await?;
+                self.prepared = need;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Begins a group. `sequence` is the last that was given.
+    pub(crate) fn begin(&mut self, sequence: u64, clock: u64) {
+        let mark = Mark { durable: self.synced, clock };
+        self.push_mark(Kind::Mark, mark, sequence);
+    }
+
+    fn push_mark(&mut self, kind: Kind, mark: Mark, sequence: u64) {
+        let value = mark.encode();
+        self.push(&Record::new(kind, sequence, &[], &value));
+    }
+
+    /// Adds a record to the group; tells its offset.
+    pub(crate) fn push(&mut self, record: &Record<'_>) -> u64 {
+        let at = self.buf.len();
+        let offset = self.tail / BLOCK * BLOCK + at as u64;
+        self.buf.resize(at + record.len());
+        record.encode(&mut self.buf[at..], self.segment.salt, offset);
+        offset
+    }
+
+    /// Writes the group, and makes it durable with all before it if `sync` says so.
+    pub(crate) async fn finish(&mut self, sync: bool) -> io::Result<usize> {
+        let start = self.tail / BLOCK * BLOCK;
+        let end = start + self.buf.len() as u64;
+        self.buf.resize(usize::try_from(blocks(end) - start).expect("a group fits memory"));
+        let written = self.buf.len();
+        let dirty = self.is_dirty();
+        let buf = std::mem::take(&mut self.buf);
+        let (result, buf) = self.segment.write(buf, start, sync, dirty).await;
+        self.buf = buf;
+        result?;
+        if sync {
+            self.tail = blocks(end);
+            self.synced = self.tail;
+            self.buf.clear();
+        } else {
+            // The next group goes on in the last block.
+            self.tail = end;
+            let last = usize::try_from(end / BLOCK * BLOCK - start).expect("within the group");
+            let used = usize::try_from(end % BLOCK).expect("less than a block");
+            self.buf.copy_within(last..last + used, 0);
+            self.buf.truncate(used);
+        }
+        self.buf.shrink_to(SPARE_BYTES);
+        Ok(written)
+    }
+
+    /// Makes durable what was written.
+    pub(crate) async fn sync(&mut self) -> io::Result<()> {
+        if self.is_dirty() {
+            self.segment.sync().await?;
+            // The block with the end in it is synced now, and not written again.
+            self.tail = blocks(self.tail);
+            self.synced = self.tail;
+            self.buf.clear();
+        }
+        Ok(())
+    }
+
+    /// Says at the tail that all below it is durable, without making that known durably, and
+    /// without moving the tail: the next group goes over it.
+    pub(crate) async fn mark_idle(&mut self, sequence: u64, clock: u64) -> io::Result<()> {
+        debug_assert!(!self.is_dirty() && self.buf.is_empty());
+        self.begin(sequence, clock);
+        self.buf.resize(BLOCK as usize);
+        let buf = std::mem::take(&mut self.buf);
+        let (result, buf) = self.segment.write(buf, self.tail, false, false).await;
+        self.buf = buf;
+        self.buf.clear();
+        result
+    }
+
+    /// Ends the segment, durably. Tells the seal's offset.
+    pub(crate) async fn seal(&mut self, sequence: u64, clock: u64) -> io::Result<u64> {
+        self.sync().await?;
+        let seal = self.tail;
+        let mark = Mark { durable: seal, clock };
+        self.push_mark(Kind::Seal, mark, sequence);
+        self.finish(true).await?;
+        Ok(seal)
+    }
+
+    /// Seals a segment that was found without a seal, and ends at `tail`. The caller has synced it.
+    pub(crate) async fn seal_found(
+        segment: Rc<Segment>,
+        tail: u64,
+        sequence: u64,
+        clock: u64,
+    ) -> io::Result<u64> {
+        let tail = blocks(tail);
+        let mut writer = Self { tail, synced: tail, ..Self::new(segment, tail, tail) };
+        writer.seal(sequence, clock).await
+    }
+}
