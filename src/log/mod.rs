@@ -61,7 +61,7 @@ impl Log {
         rt::fsync(&fd, false).await.map_err(Error::io("sync", path))?;
         let forget = rt::advise(&fd, libc::POSIX_FADV_DONTNEED).await;
         forget.map_err(Error::io("drop the cache of", path))?;
-        let len = rt::file_len(&fd).await.map_err(Error::io("measure", path))?;
+        let len = rt::stat(&fd).await.map_err(Error::io("measure", path))?.len;
         let header = FileHeader::read(&fd, path, len, store, partition).await?;
         let mut scan = Scan::new(&fd, path, header.salt, len);
         while let Some((record, location)) = scan.next().await? {
