@@ -29,7 +29,7 @@ fn joined_operations_are_in_flight_together() {
                 let (result, _) = rt::write_all(&file, "to the file", 0).await;
                 result.unwrap();
                 writer.write_all(b"to pipe").unwrap();
-                rt::file_len(&file).await.unwrap()
+                rt::stat(&file).await.unwrap().len
             },
             rt::timeout_ms(1),
         );

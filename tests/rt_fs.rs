@@ -37,7 +37,7 @@ fn what_is_written_at_an_offset_is_read_there_and_nowhere_else() {
             assert_eq!(buf.len(), len, "it comes back whole");
             model[offset..offset + len].fill(byte);
         }
-        let len = usize::try_from(rt::file_len(&fd).await.unwrap()).unwrap();
+        let len = usize::try_from(rt::stat(&fd).await.unwrap().len).unwrap();
         let (result, buf) = rt::read_exact(&fd, Vec::with_capacity(len), 0).await;
         result.unwrap();
         assert!(buf == model[..len], "as the model has it");
@@ -152,7 +152,7 @@ fn a_short_write_is_seen_as_short_and_a_whole_write_that_cannot_be_is_an_error()
             assert_eq!((result.unwrap(), buf.len()), (4000, 8000));
             let (result, buf) = rt::write_all(&fd, vec![2_u8; 8000], 6000).await;
             assert_eq!((errno(result), buf.len()), (libc::EFBIG, 8000));
-            assert_eq!(rt::file_len(&fd).await.unwrap(), 10_000);
+            assert_eq!(rt::stat(&fd).await.unwrap().len, 10_000);
             let (result, tail) = rt::read_exact(&fd, [0_u8; 4000], 6000).await;
             result.unwrap();
             assert_eq!(tail, [2; 4000], "as far as it went");
@@ -233,7 +233,7 @@ fn files_are_made_renamed_and_removed_by_path_and_below_a_directory() {
         rt::unlink(Some(&dir), Path::new("c")).await.unwrap();
         assert!(!path("c").exists());
         // Gone by name, there by descriptor.
-        assert_eq!(rt::file_len(&file).await.unwrap(), 4);
+        assert_eq!(rt::stat(&file).await.unwrap().len, 4);
         rt::close(file).await.unwrap();
         rt::make_dir(None, &path("abs"), 0o700).await.unwrap();
         assert!(path("abs").is_dir());
@@ -247,16 +247,16 @@ fn a_file_grows_shrinks_and_reserves_space() {
     let fd = Fd::from(file.try_clone().unwrap());
     executor().block_on(async {
         rt::allocate(&fd, 0, 0, 100_000).await.unwrap();
-        assert_eq!(rt::file_len(&fd).await.unwrap(), 100_000);
+        assert_eq!(rt::stat(&fd).await.unwrap().len, 100_000);
         rt::truncate(&fd, 1000).await.unwrap();
         assert_eq!(file.metadata().unwrap().len(), 1000);
         rt::truncate(&fd, 0).await.unwrap();
         // Space without length.
         rt::allocate(&fd, libc::FALLOC_FL_KEEP_SIZE, 0, 65_536).await.unwrap();
-        assert_eq!(rt::file_len(&fd).await.unwrap(), 0);
+        assert_eq!(rt::stat(&fd).await.unwrap().len, 0);
         assert!(file.metadata().unwrap().blocks() * 512 >= 65_536);
         rt::truncate(&fd, 5_000_000_000).await.unwrap();
-        assert_eq!(rt::file_len(&fd).await.unwrap(), 5_000_000_000, "beyond 32 bits");
+        assert_eq!(rt::stat(&fd).await.unwrap().len, 5_000_000_000, "beyond 32 bits");
         rt::write_all(&fd, "far out", 4_999_999_990).await.0.unwrap();
         let (result, buf) = rt::read(&fd, Vec::with_capacity(7), 4_999_999_990).await;
         assert_eq!((result.unwrap(), buf.as_slice()), (7, b"far out".as_slice()));

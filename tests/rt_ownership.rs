@@ -323,7 +323,7 @@ fn futures_may_move_while_the_kernel_uses_their_addresses_and_times() {
     executor().block_on(async {
         for _ in 0..10 {
             let (mut accept, mut sleep) = (rt::accept(&listener), rt::timeout_ms(5));
-            let mut stat = rt::file_len(&file);
+            let mut stat = rt::stat(&file);
             accept.start();
             sleep.start();
             stat.start();
@@ -332,7 +332,7 @@ fn futures_may_move_while_the_kernel_uses_their_addresses_and_times() {
             let client = TcpStream::connect(address).unwrap();
             let (_, peer) = accept.await.unwrap();
             assert_eq!(peer, Address::Ip(client.local_addr().unwrap()));
-            assert_eq!(stat.await.unwrap(), 12_345);
+            assert_eq!(stat.await.unwrap().len, 12_345);
             sleep.await.unwrap();
             assert!(began.elapsed().as_secs() < 30, "slept for a time that is not its own");
         }

@@ -11,10 +11,12 @@
 
 #![expect(unsafe_code, reason = "the promises between executor and driver")]
 
+use super::stat::FsSpace;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// Seconds and nanoseconds in the kernel's layout, which [`Request::Timeout`] points to.
 #[derive(Clone, Copy, Debug)]
@@ -51,12 +53,18 @@ pub enum Request {
     Truncate { fd: RawFd, len: u64 },
     /// `renameat`.
     Rename { from_dir: RawFd, from: *const libc::c_char, to_dir: RawFd, to: *const libc::c_char },
+    /// `linkat`.
+    Link { from_dir: RawFd, from: *const libc::c_char, to_dir: RawFd, to: *const libc::c_char },
     /// `unlinkat` with `flags`.
     Unlink { dir: RawFd, path: *const libc::c_char, flags: i32 },
     /// `mkdirat`.
     MakeDir { dir: RawFd, path: *const libc::c_char, mode: u32 },
-    /// `statx` of the descriptor itself.
+    /// `statx` of the descriptor itself: the basic fields and `STATX_DIOALIGN`. `out` is zeroed.
     Stat { fd: RawFd, out: *mut libc::statx },
+    /// The names in a directory but for `.` and `..`. `out` is empty, and stays so on an error.
+    List { fd: RawFd, out: *mut Vec<OsString> },
+    /// `fstatvfs`.
+    Space { fd: RawFd, out: *mut FsSpace },
     /// `accept4`; completes with a new descriptor.
     Accept { fd: RawFd, addr: *mut libc::sockaddr_storage, len: *mut libc::socklen_t },
     /// `connect`.
@@ -109,6 +117,7 @@ pub unsafe trait Driver {
 
     /// Starts what was pushed and appends what completed to `done`.
     ///
+    /// [`Request::List`] and [`Request::Space`] may be performed in here, and block it meanwhile.
     /// With `wait` it blocks until there is at least one completion or an unpark; it may return
     /// sooner with neither. Without `wait` it makes no system call when there is nothing to do.
     ///
@@ -125,4 +134,9 @@ pub unsafe trait Driver {
 
     /// The clock beside the operations, monotonic.
     fn now(&self) -> Instant;
+
+    /// The time of day, which may jump in either direction: for what outlives the process.
+    fn wall(&self) -> SystemTime {
+        SystemTime::now()
+    }
 }

@@ -11,7 +11,6 @@ use super::fd::Fd;
 use super::op::{Op, Operation};
 use std::ffi::CString;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -295,6 +294,7 @@ struct Names {
 
 enum Change {
     Rename,
+    Link,
     Unlink,
     MakeDir { mode: u32 },
 }
@@ -309,6 +309,7 @@ unsafe impl Operation for Names {
         let [path, to] = self.paths.each_ref().map(|path| path.as_ptr());
         match self.change {
             Change::Rename => Request::Rename { from_dir: dir, from: path, to_dir, to },
+            Change::Link => Request::Link { from_dir: dir, from: path, to_dir, to },
             Change::Unlink => Request::Unlink { dir, path, flags: 0 },
             Change::MakeDir { mode } => Request::MakeDir { dir, path, mode },
         }
@@ -335,6 +336,24 @@ pub async fn rename(
     Op::new(Names { dirs, paths, change: Change::Rename }).await
 }
 
+/// Gives a file a second name, which no file may have yet. Durable after an [`fsync`] of the
+/// directory. Of a symbolic link, the link itself gets the name.
+///
+/// # Errors
+///
+/// Those of `linkat(2)`: `EEXIST` if there is a file of the new name, `EXDEV` on another file
+/// system. `InvalidInput` for a path with a zero byte.
+pub async fn link(
+    from_dir: Option<&Fd>,
+    from: &Path,
+    to_dir: Option<&Fd>,
+    to: &Path,
+) -> io::Result<()> {
+    let paths = [c_path(from)?, c_path(to)?];
+    let dirs = [from_dir.cloned(), to_dir.cloned()];
+    Op::new(Names { dirs, paths, change: Change::Link }).await
+}
+
 /// Removes a file's name. Durable after an [`fsync`] of the directory.
 ///
 /// # Errors
@@ -353,30 +372,4 @@ pub async fn unlink(dir: Option<&Fd>, path: &Path) -> io::Result<()> {
 pub async fn make_dir(dir: Option<&Fd>, path: &Path, mode: u32) -> io::Result<()> {
     let paths = [c_path(path)?, CString::default()];
     Op::new(Names { dirs: [dir.cloned(), None], paths, change: Change::MakeDir { mode } }).await
-}
-
-/// The length of an open file in bytes.
-pub fn file_len(fd: &Fd) -> Op<Stat> {
-    Op::new(Stat { fd: fd.clone(), out: MaybeUninit::zeroed() })
-}
-
-/// See [`file_len`].
-pub struct Stat {
-    fd: Fd,
-    out: MaybeUninit<libc::statx>,
-}
-
-// SAFETY: the request points into the struct, which does not move while in flight.
-unsafe impl Operation for Stat {
-    type Output = io::Result<u64>;
-
-    fn request(&mut self) -> Request {
-        Request::Stat { fd: self.fd.raw(), out: self.out.as_mut_ptr() }
-    }
-
-    fn finish(self, result: io::Result<u32>) -> Self::Output {
-        result?;
-        // SAFETY: it began as zeroes, which is valid for it, and the kernel filled it in.
-        Ok(unsafe { self.out.assume_init() }.stx_size)
-    }
 }

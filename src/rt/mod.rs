@@ -14,7 +14,8 @@
 //!     Driver           the seam: requests down, completions up           driver.rs
 //!       Ring             io_uring                                        ring.rs config.rs
 //! read write fsync open ...    fs.rs      accept connect recv send ...   net.rs address.rs
-//! timeout with_deadline now    time.rs    cancel cancel_fd close         cancel.rs
+//! stat list free_space         stat.rs    cancel cancel_fd close         cancel.rs
+//! timeout with_deadline now    time.rs    AlignedBuf for direct I/O      aligned.rs
 //! ```
 //!
 //! What it keeps, whatever the caller does:
@@ -33,6 +34,8 @@
 
 mod address;
 mod affinity;
+mod aligned;
+mod blocking;
 mod buf;
 mod cancel;
 mod cell;
@@ -54,18 +57,21 @@ mod ring;
 mod runtime;
 mod slab;
 mod spin;
+mod stat;
 mod sync;
 mod task;
 mod time;
 
 /// The operations by name, for those who keep an [`Op`] in a struct.
 pub mod ops {
-    pub use super::fs::{Plain, Read, Stat, Write};
+    pub use super::fs::{Plain, Read, Write};
     pub use super::net::{Accept, Recv, Send};
+    pub use super::stat::{List, Space, Stat};
     pub use super::time::Timeout;
 }
 
 pub use address::Address;
+pub use aligned::AlignedBuf;
 pub use buf::{IoBuf, IoBufMut, Part};
 pub use cancel::{cancel, cancel_fd, close};
 pub use config::{
@@ -76,7 +82,7 @@ pub use config::{
 pub use executor::{Executor, spawn, yield_now};
 pub use fd::Fd;
 pub use fs::{
-    BufResult, advise, allocate, file_len, fsync, make_dir, nop, open, read, read_exact, rename,
+    BufResult, advise, allocate, fsync, link, make_dir, nop, open, read, read_exact, rename,
     shutdown, truncate, unlink, write, write_all, write_with,
 };
 pub(crate) use handle::Unstarted;
@@ -88,4 +94,5 @@ pub use owned::Owned;
 pub use park::block_on;
 pub(crate) use park::wait;
 pub use runtime::{Runtime, RuntimeConfig, StopError};
-pub use time::{Elapsed, now, timeout, timeout_ms, with_deadline};
+pub use stat::{DirectAlign, FileStat, FsSpace, free_space, list, stat};
+pub use time::{Elapsed, now, timeout, timeout_ms, wall, with_deadline};

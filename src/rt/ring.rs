@@ -5,10 +5,12 @@
 //! `enter` says nothing about any request: an entry in the queue belongs to the kernel, and its
 //! completion will come; (3) completions that found their queue full wait in the kernel
 //! (`IORING_FEAT_NODROP`), and every reap asks for them; (4) a bell that was heard ends the wait of
-//! its `enter`, wherever in it that was.
+//! its `enter`, wherever in it that was; (5) what no ring performs takes its place in the queue as a
+//! nop, and is performed when that completes: so all that was pushed before has started.
 
 #![expect(unsafe_code, reason = "talks to the kernel")]
 
+use super::blocking;
 use super::config::{ExecutorConfig, SetupError};
 use super::driver::{Completion, Driver, Request, Unpark};
 use io_uring::squeue::Entry;
@@ -56,6 +58,8 @@ impl Unpark for Bell {
 pub(crate) struct Ring {
     uring: IoUring,
     backlog: VecDeque<Entry>,
+    /// By their tokens, the requests that nops stand for.
+    blocking: Vec<(u64, Request)>,
     bell: Arc<Bell>,
     /// Whether the multishot poll of the bell is with the kernel. It owns no memory.
     bell_armed: bool,
@@ -68,7 +72,14 @@ impl Ring {
     pub(crate) fn new(config: &ExecutorConfig) -> Result<Self, SetupError> {
         let uring = config.build_ring()?;
         let bell = Bell::new().map_err(SetupError::from_errno)?;
-        Ok(Self { uring, backlog: VecDeque::new(), bell, bell_armed: false, heard: false })
+        Ok(Self {
+            uring,
+            backlog: VecDeque::new(),
+            blocking: Vec::new(),
+            bell,
+            bell_armed: false,
+            heard: false,
+        })
     }
 
     fn queue(&mut self, entry: Entry) {
@@ -97,9 +108,15 @@ impl Ring {
             if entry.user_data() == WAKE_TOKEN {
                 self.bell_armed &= cqueue::more(entry.flags());
                 self.heard = true;
-            } else {
-                done.push(Completion { token: entry.user_data(), result: entry.result() });
+                continue;
             }
+            let (token, mut result) = (entry.user_data(), entry.result());
+            if let Some(at) = self.blocking.iter().position(|(of, _)| *of == token) {
+                let (_, request) = self.blocking.swap_remove(at);
+                // SAFETY: it was pushed, and its completion is handed out below.
+                result = unsafe { blocking::perform(request) };
+            }
+            done.push(Completion { token, result });
         }
     }
 
@@ -139,10 +156,14 @@ impl Ring {
 
 const POLLIN: u32 = libc::POLLIN.unsigned_abs() as u32;
 
-// SAFETY: memory of requests is touched only by the kernel, between submission and completion;
-// every completion that the kernel posts is handed out once; nothing is forgotten on an error.
+// SAFETY: memory of requests is touched only by the kernel, between submission and completion, and
+// by `blocking::perform`, just before the completion is handed out; every completion that the kernel
+// posts is handed out once; nothing is forgotten on an error.
 unsafe impl Driver for Ring {
     fn push(&mut self, token: u64, request: Request) {
+        if blocking::is_blocking(&request) {
+            self.blocking.push((token, request));
+        }
         self.queue(entry(request).user_data(token));
     }
 
@@ -195,7 +216,8 @@ unsafe impl Driver for Ring {
 /// A request in the kernel's words.
 fn entry(request: Request) -> Entry {
     match request {
-        Request::Nop => opcode::Nop::new().build(),
+        // The last two are invariant 5.
+        Request::Nop | Request::List { .. } | Request::Space { .. } => opcode::Nop::new().build(),
         Request::Read { fd, buf, len, offset } => {
             opcode::Read::new(Fd(fd), buf, len).offset(offset).build()
         }
@@ -217,6 +239,9 @@ fn entry(request: Request) -> Entry {
         Request::Rename { from_dir, from, to_dir, to } => {
             opcode::RenameAt::new(Fd(from_dir), from, Fd(to_dir), to).build()
         }
+        Request::Link { from_dir, from, to_dir, to } => {
+            opcode::LinkAt::new(Fd(from_dir), from, Fd(to_dir), to).build()
+        }
         Request::Unlink { dir, path, flags } => {
             opcode::UnlinkAt::new(Fd(dir), path).flags(flags).build()
         }
@@ -226,7 +251,7 @@ fn entry(request: Request) -> Entry {
         Request::Stat { fd, out } => {
             opcode::Statx::new(Fd(fd), c"".as_ptr(), out.cast::<types::statx>())
                 .flags(libc::AT_EMPTY_PATH)
-                .mask(libc::STATX_BASIC_STATS)
+                .mask(libc::STATX_BASIC_STATS | libc::STATX_DIOALIGN)
                 .build()
         }
         Request::Accept { fd, addr, len } => {

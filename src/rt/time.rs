@@ -13,7 +13,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Sleeps. Resolves to `Ok` when the time is over, or to `ECANCELED` if it was cancelled.
 pub fn timeout(after: Duration) -> Op<Timeout> {
@@ -98,4 +98,16 @@ pub fn now() -> Instant {
     let context = Context::current().expect("rt::now was called outside of an executor");
     let driver = context.driver().borrow();
     driver.now()
+}
+
+/// The time of day of the executor that runs the caller. It may jump in either direction: for what
+/// outlives the process, such as when a value expires. To measure, use [`now`].
+///
+/// # Panics
+///
+/// Outside of an executor.
+pub fn wall() -> SystemTime {
+    let context = Context::current().expect("rt::wall was called outside of an executor");
+    let driver = context.driver().borrow();
+    driver.wall()
 }
