@@ -1,35 +1,50 @@
-//! Group commit: many writes, one write to the log, one fdatasync, many acknowledgements.
+//! Group commit: many writes, one write to the segment, one sync, many acknowledgements.
 //!
-//! While one group is on its way to the device, the next one gathers; it leaves when the first is
-//! durable. So the groups are as large as the load makes them, and a lone writer waits for nobody:
-//! there is no timer. Invariants: one group is in flight at a time; a group's changes reach the
-//! keydir, in order, before its writers hear of it; the buffers are reused, so a steady load
-//! allocates nothing here.
+//! Invariants: operations have their order from when they are staged; one group is on its way at a
+//! time; a group's changes reach the keydir, in order, before its writers hear of it; a write that
+//! failed for want of room leaves no trace, any other failure poisons the partition.
 
 use super::Partition;
 use super::keydir::{Digest, DigestMap};
 use crate::error::{Error, Result};
-use crate::log::Location;
-use crate::log::record::{MARK_LEN, Record};
+use crate::log::place::{Class, Place};
+use crate::log::record::{Kind, Record};
+use crate::log::segment::Segment;
+use crate::log::writer::Writer;
+use crate::durability::Durability;
 use crate::rt;
-use crate::stats::PartitionStats;
+use bytes::Bytes;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
-/// What the writers of a group wait for.
+/// A group ends when it has so many bytes of records.
+const MAX_GROUP: usize = 1 << 20;
+/// How long a partition has been idle when it marks its tail.
+const IDLE: Duration = Duration::from_millis(10);
+
+/// Why a staged operation did not happen.
+#[derive(Clone, Debug)]
+pub(super) enum Failure {
+    Full(Arc<io::Error>),
+    Poisoned(Arc<io::Error>),
+}
+
+/// What the writers of an operation wait for.
 #[derive(Debug, Default)]
-pub(crate) struct Group {
-    outcome: RefCell<Option<Result<(), Arc<io::Error>>>>,
+pub(super) struct Ticket {
+    outcome: RefCell<Option<Result<(), Failure>>>,
     waiters: RefCell<Vec<Waker>>,
 }
 
-impl Group {
-    /// Waits until the group is durable, or has failed.
-    pub(crate) async fn wait(self: Rc<Self>, partition: &Partition) -> Result<()> {
+impl Ticket {
+    /// Waits until the operation is as safe as it was asked to be, or has failed.
+    pub(super) async fn wait(self: Rc<Self>, partition: &Partition) -> Result<()> {
         let outcome = poll_fn(|cx| match &*self.outcome.borrow() {
             Some(outcome) => Poll::Ready(outcome.clone()),
             None => {
@@ -37,163 +52,284 @@ impl Group {
                 Poll::Pending
             }
         });
-        outcome.await.map_err(|cause| partition.poisoned(cause))
+        outcome.await.map_err(|failure| partition.failed(failure))
     }
 
-    fn finish(&self, outcome: Result<(), Arc<io::Error>>) {
+    fn settle(&self, outcome: Result<(), Failure>) {
         self.outcome.replace(Some(outcome));
+    }
+
+    fn finish(&self, outcome: Result<(), Failure>) {
+        self.settle(outcome);
+        self.wake();
+    }
+
+    fn wake(&self) {
         for waiter in self.waiters.take() {
             waiter.wake();
         }
     }
 }
 
-/// A change of the keydir that is not durable yet: the key's record, or none after a delete.
+/// An operation that has its place in the order.
 #[derive(Debug)]
-struct Change {
+pub(super) enum Op {
+    Put { key: Bytes, value: Bytes, sum: u32, expiry: Option<u64> },
+    Delete { key: Bytes },
+    /// A live record, on its way out of a segment that is merged. Nobody waits for it.
+    Move { from: Place, kind: Kind, key: Bytes, value: Bytes, sum: u32, expiry: Option<u64> },
+    /// The segment exists no more, once this is durable.
+    Drop { id: u64 },
+    /// All before it is durable, once this is.
+    Barrier,
+    /// A barrier whose mark is written in any case: it carries the clock.
+    Clock,
+    /// Ends the segment, if it has records. If the store is closing, nothing comes after it.
+    Seal,
+}
+
+#[derive(Debug)]
+struct Staged {
     digest: Digest,
-    location: Option<Location>,
+    sequence: u64,
+    op: Op,
+    sync: bool,
+    ticket: Rc<Ticket>,
 }
 
-/// What gathers for the next group.
-#[derive(Debug, Default)]
-struct Batch {
-    /// Room for the mark, then the records. Empty if nothing has gathered.
-    bytes: Vec<u8>,
-    changes: Vec<Change>,
-    group: Rc<Group>,
+impl Staged {
+    fn record(&self) -> Option<Record<'_>> {
+        let (sequence, plain) = (self.sequence, Record::new(Kind::Put, self.sequence, &[], &[]));
+        match &self.op {
+            Op::Put { key, value, sum, expiry } => {
+                Some(Record { key, value, sum: *sum, expiry: *expiry, ..plain })
+            }
+            Op::Delete { key } => Some(Record::new(Kind::Delete, sequence, key, &[])),
+            Op::Move { kind, key, value, sum, expiry, .. } => {
+                let (kind, sum, expiry) = (*kind, *sum, *expiry);
+                Some(Record { kind, key, value, sum, expiry, moved: true, ..plain })
+            }
+            Op::Drop { .. } | Op::Barrier | Op::Clock | Op::Seal => None,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match &self.op {
+            Op::Drop { .. } => Record::new(Kind::Drop, 0, &[], &[0; 8]).len(),
+            _ => self.record().map_or(0, |record| record.len()),
+        }
+    }
+
+    /// Whether it takes room that is not for deletes and merges.
+    fn is_put(&self) -> bool {
+        matches!(self.op, Op::Put { .. })
+    }
 }
 
-/// The newest change of a key that is not durable yet.
+impl Drop for Staged {
+    /// Nobody waits for ever, however the commit task ends.
+    fn drop(&mut self) {
+        if self.ticket.outcome.borrow().is_none() {
+            let cause = io::Error::other("the write was dropped before it was done");
+            self.ticket.finish(Err(Failure::Poisoned(Arc::new(cause))));
+        }
+    }
+}
+
+/// The newest change of a key that is not acknowledged yet.
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    pub(super) sequence: u64,
+    /// None after a delete.
+    pub(super) value: Option<Bytes>,
+    pub(super) expiry: Option<u64>,
+    pub(super) ticket: Rc<Ticket>,
+}
+
+/// The next segment, made before it is needed.
 #[derive(Debug)]
-struct Pending {
-    present: bool,
-    group: Rc<Group>,
+pub(super) struct Spare {
+    pub(super) segment: Rc<Segment>,
+    pub(super) prepared: u64,
 }
 
 /// The commit state of a partition.
 #[derive(Debug)]
-pub(crate) struct Commit {
-    gathering: RefCell<Batch>,
-    /// Where in the log the gathering batch will be.
-    start: Cell<u64>,
-    sequence: Cell<u64>,
+pub(super) struct Commit {
+    gathering: RefCell<VecDeque<Staged>>,
     overlay: RefCell<DigestMap<Pending>>,
-    /// Whether a group is on its way, and which.
-    in_flight: RefCell<Option<Rc<Group>>>,
-    poison: RefCell<Option<Arc<io::Error>>>,
+    /// Away while a group is written.
+    writer: RefCell<Option<Writer>>,
+    active: Cell<usize>,
+    pub(super) spare: RefCell<Option<Spare>>,
+    sequence: Cell<u64>,
+    /// The clock of the last durable mark.
+    clock: Cell<u64>,
+    running: Cell<bool>,
+    /// Groups written; tells whether anything happened.
+    groups: Cell<u64>,
+    idling: Cell<bool>,
+    mark_idle: Cell<bool>,
+    /// Groups wait while this is above zero.
+    holds: Cell<usize>,
     sealed: Cell<bool>,
-    stats: Cell<PartitionStats>,
+    interval: Cell<bool>,
+    /// Puts are refused, since there was no room.
+    pub(super) full: RefCell<Option<Arc<io::Error>>>,
+    poison: RefCell<Option<Arc<io::Error>>>,
 }
 
 impl Commit {
-    pub(crate) fn new(tail: u64, sequence: u64) -> Self {
+    pub(super) fn new(
+        writer: Writer,
+        active: usize,
+        spare: Option<Spare>,
+        sequence: u64,
+        clock: u64,
+    ) -> Self {
         Self {
             gathering: RefCell::default(),
-            start: Cell::new(tail),
-            sequence: Cell::new(sequence),
             overlay: RefCell::default(),
-            in_flight: RefCell::default(),
-            poison: RefCell::default(),
+            writer: RefCell::new(Some(writer)),
+            active: Cell::new(active),
+            spare: RefCell::new(spare),
+            sequence: Cell::new(sequence),
+            clock: Cell::new(clock),
+            running: Cell::new(false),
+            groups: Cell::new(0),
+            idling: Cell::new(false),
+            mark_idle: Cell::new(false),
+            holds: Cell::new(0),
             sealed: Cell::new(false),
-            stats: Cell::default(),
+            interval: Cell::new(false),
+            full: RefCell::default(),
+            poison: RefCell::default(),
         }
     }
 
-    /// Whether the newest change of a key that is not durable yet leaves it there, if there is one,
-    /// and its group.
-    pub(crate) fn overlay(&self, digest: Digest) -> Option<(bool, Rc<Group>)> {
-        let overlay = self.overlay.borrow();
-        overlay.get(&digest).map(|pending| (pending.present, Rc::clone(&pending.group)))
+    /// The newest change of a key that is not acknowledged yet.
+    pub(super) fn overlay(&self, digest: Digest) -> Option<Pending> {
+        self.overlay.borrow().get(&digest).cloned()
     }
 
-    /// The last group that is not durable yet.
-    pub(crate) fn last(&self) -> Option<Rc<Group>> {
-        let gathering = self.gathering.borrow();
-        if gathering.bytes.is_empty() {
-            return self.in_flight.borrow().clone();
-        }
-        Some(Rc::clone(&gathering.group))
+    pub(super) fn active(&self) -> usize {
+        self.active.get()
     }
 
-    /// Fails if the partition is poisoned.
-    pub(crate) fn check(&self, partition: &Partition) -> Result<()> {
-        match &*self.poison.borrow() {
-            Some(cause) => Err(partition.poisoned(Arc::clone(cause))),
-            None => Ok(()),
-        }
+    /// The clock of the last durable mark.
+    pub(super) fn durable_clock(&self) -> u64 {
+        self.clock.get()
     }
 
-    /// From here on there are no more writes, but for the mark that ends the log.
-    pub(crate) fn seal(&self) {
+    pub(super) fn is_sealed(&self) -> bool {
+        self.sealed.get()
+    }
+
+    /// From here on there are no more writes but those of the store itself.
+    pub(super) fn seal(&self) {
         self.sealed.set(true);
     }
 
-    pub(crate) fn stats(&self) -> PartitionStats {
-        self.stats.get()
-    }
-
-    fn next_sequence(&self) -> u64 {
-        self.sequence.set(self.sequence.get() + 1);
-        self.sequence.get()
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.poison.borrow().is_some()
     }
 }
 
 impl Partition {
-    /// Gives a put (or a delete: no value) its place in the log. Returns the group to wait for.
+    /// Fails if the partition is poisoned.
+    pub(super) fn check(&self) -> Result<()> {
+        match &*self.commit.poison.borrow() {
+            Some(cause) => Err(self.failed(Failure::Poisoned(Arc::clone(cause)))),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn failed(&self, failure: Failure) -> Error {
+        let path = self.dir.clone();
+        match failure {
+            Failure::Full(source) => Error::Full { path, source },
+            Failure::Poisoned(cause) => Error::Poisoned { path, cause },
+        }
+    }
+
+    /// Gives a write its place in the order, and its sequence number. Await its ticket.
     pub(super) fn stage(
         self: &Rc<Self>,
         digest: Digest,
-        key: &[u8],
-        value: Option<&[u8]>,
-    ) -> Result<Rc<Group>> {
+        op: Op,
+        durability: Durability,
+    ) -> Result<(Rc<Ticket>, u64)> {
         let commit = &self.commit;
-        commit.check(self)?;
-        if commit.sealed.get() {
+        self.check()?;
+        let own = matches!(op, Op::Move { .. } | Op::Drop { .. } | Op::Barrier | Op::Seal);
+        if commit.sealed.get() && !own {
             return Err(Error::Closed);
         }
-        let sequence = commit.next_sequence();
-        let record = match value {
-            Some(value) => Record::put(sequence, key, value),
-            None => Record::delete(sequence, key),
-        };
-        let group = {
-            let mut batch = commit.gathering.borrow_mut();
-            let batch = &mut *batch;
-            if batch.bytes.is_empty() {
-                batch.bytes.resize(MARK_LEN, 0);
-            }
-            let offset = commit.start.get() + batch.bytes.len() as u64;
-            let location = record.encode(&mut batch.bytes, self.log.salt(), offset);
-            batch.changes.push(Change { digest, location: value.map(|_| location) });
-            Rc::clone(&batch.group)
-        };
-        let pending = Pending { present: value.is_some(), group: Rc::clone(&group) };
-        commit.overlay.borrow_mut().insert(digest, pending);
-        self.start_committing();
-        Ok(group)
+        if let (Op::Put { .. }, Some(cause)) = (&op, &*commit.full.borrow()) {
+            return Err(self.failed(Failure::Full(Arc::clone(cause))));
+        }
+        commit.sequence.set(commit.sequence.get() + 1);
+        let sequence = commit.sequence.get();
+        Ok((self.enqueue(digest, sequence, op, durability), sequence))
     }
 
-    /// A group of nothing but its mark.
-    pub(super) fn stage_mark(self: &Rc<Self>) -> Result<Rc<Group>> {
-        self.commit.check(self)?;
-        let mut batch = self.commit.gathering.borrow_mut();
-        if batch.bytes.is_empty() {
-            batch.bytes.resize(MARK_LEN, 0);
+    /// Stages a record again that has its sequence number.
+    pub(super) fn stage_moved(self: &Rc<Self>, digest: Digest, sequence: u64, op: Op) -> Rc<Ticket> {
+        self.enqueue(digest, sequence, op, Durability::Buffered)
+    }
+
+    fn enqueue(
+        self: &Rc<Self>,
+        digest: Digest,
+        sequence: u64,
+        op: Op,
+        durability: Durability,
+    ) -> Rc<Ticket> {
+        let commit = &self.commit;
+        let ticket = Rc::<Ticket>::default();
+        let pending = match &op {
+            Op::Put { value, expiry, .. } => Some((Some(value.clone()), *expiry)),
+            Op::Delete { .. } => Some((None, None)),
+            _ => None,
+        };
+        if let Some((value, expiry)) = pending {
+            let pending = Pending { sequence, value, expiry, ticket: Rc::clone(&ticket) };
+            commit.overlay.borrow_mut().insert(digest, pending);
         }
-        let group = Rc::clone(&batch.group);
-        drop(batch);
+        let sync = durability == Durability::Sync;
+        let staged = Staged { digest, sequence, op, sync, ticket: Rc::clone(&ticket) };
+        commit.gathering.borrow_mut().push_back(staged);
+        if let Durability::Interval(period) = durability {
+            self.sync_within(period);
+        }
         self.start_committing();
-        Ok(group)
+        ticket
+    }
+
+    /// Waits until everything before it is durable.
+    pub(super) async fn barrier(self: &Rc<Self>) -> Result<()> {
+        self.stage(Digest::default(), Op::Barrier, Durability::Sync)?.0.wait(self).await
+    }
+
+    /// Sees to it that what was acknowledged before is durable in so much time.
+    fn sync_within(self: &Rc<Self>, period: Duration) {
+        if self.commit.interval.replace(true) {
+            return;
+        }
+        let partition = Rc::clone(self);
+        drop(rt::spawn(async move {
+            // If the store stops meanwhile, all the sooner.
+            drop(partition.home.until_stopping(rt::timeout(period)).await);
+            partition.commit.interval.set(false);
+            // If it fails, the partition is poisoned, and whoever writes next hears of it.
+            drop(partition.barrier().await);
+        }));
     }
 
     /// Sees to it that what gathers will be committed. The task runs after the tasks that are
     /// ready now, so all that arrived together goes in one group.
-    fn start_committing(self: &Rc<Self>) {
-        if self.commit.in_flight.borrow().is_none() {
-            // Until the task takes the batch, the batch's own group stands for it.
-            let group = Rc::clone(&self.commit.gathering.borrow().group);
-            self.commit.in_flight.replace(Some(group));
+    pub(super) fn start_committing(self: &Rc<Self>) {
+        if self.commit.holds.get() == 0 && !self.commit.running.replace(true) {
             drop(rt::spawn(Rc::clone(self).commit_groups()));
         }
     }
@@ -202,58 +338,329 @@ impl Partition {
     async fn commit_groups(self: Rc<Self>) {
         let commit = &self.commit;
         let unfinished = Unfinished(&self);
-        let mut spare = Batch::default();
-        while !commit.gathering.borrow().bytes.is_empty() {
-            let mut batch = commit.gathering.replace(std::mem::take(&mut spare));
-            commit.in_flight.replace(Some(Rc::clone(&batch.group)));
-            commit.start.set(commit.start.get() + batch.bytes.len() as u64);
-            let (result, bytes) = self.log.append(std::mem::take(&mut batch.bytes)).await;
-            if let Err(error) = result {
-                return self.poison(error);
+        let Some(mut writer) = commit.writer.take() else {
+            unreachable!("one task commits at a time")
+        };
+        let mut group = Vec::new();
+        let groups = commit.groups.get();
+        while commit.holds.get() == 0 && self.take_group(&mut group) {
+            if let Err(error) = self.write_group(&mut writer, &mut group).await {
+                self.poison(&mut group, error);
+                return std::mem::forget(unfinished);
             }
-            self.publish(&batch, bytes.len());
-            batch.group.finish(Ok(()));
-            spare = Batch { bytes, changes: batch.changes, group: Rc::default() };
-            spare.bytes.clear();
-            spare.bytes.shrink_to(SPARE_BYTES);
-            spare.changes.clear();
-            spare.changes.shrink_to(SPARE_CHANGES);
         }
-        commit.in_flight.replace(None);
+        if commit.mark_idle.take() && writer.can_mark_idle() {
+            let marked = writer.mark_idle(commit.sequence.get(), self.clock.now()).await;
+            if let Err(error) = marked {
+                self.poison(&mut group, error);
+                return std::mem::forget(unfinished);
+            }
+        } else if commit.groups.get() != groups {
+            self.start_idling();
+        }
+        commit.writer.replace(Some(writer));
+        commit.running.set(false);
         std::mem::forget(unfinished);
+        if !commit.gathering.borrow().is_empty() {
+            self.start_committing();
+        }
     }
 
-    /// A durable group's changes become what reads see.
-    fn publish(&self, batch: &Batch, bytes: usize) {
-        let mut keydir = self.keydir.borrow_mut();
-        let mut overlay = self.commit.overlay.borrow_mut();
-        for Change { digest, location } in &batch.changes {
-            match *location {
-                Some(location) => drop(keydir.insert(*digest, location)),
-                None => drop(keydir.remove(digest)),
+    /// When nothing has been written for a while, a mark says that the last group was durable.
+    fn start_idling(self: &Rc<Self>) {
+        if self.commit.idling.replace(true) {
+            return;
+        }
+        let partition = Rc::clone(self);
+        drop(rt::spawn(async move {
+            let commit = &partition.commit;
+            loop {
+                let groups = commit.groups.get();
+                if partition.home.until_stopping(rt::timeout(IDLE)).await.is_none() {
+                    break;
+                }
+                if commit.groups.get() == groups && !commit.running.get() {
+                    commit.mark_idle.set(!commit.is_poisoned() && !commit.is_sealed());
+                    partition.start_committing();
+                    break;
+                }
             }
-            if overlay.get(digest).is_some_and(|p| Rc::ptr_eq(&p.group, &batch.group)) {
-                overlay.remove(digest);
+            commit.idling.set(false);
+        }));
+    }
+
+    /// Takes the operations of the next group.
+    fn take_group(&self, group: &mut Vec<Staged>) -> bool {
+        let mut gathering = self.commit.gathering.borrow_mut();
+        let mut bytes = 0;
+        while bytes < MAX_GROUP
+            && let Some(next) = gathering.front()
+            && (group.is_empty() || bytes + next.len() <= MAX_GROUP)
+            && let Some(next) = gathering.pop_front()
+        {
+            bytes += next.len();
+            group.push(next);
+        }
+        !group.is_empty()
+    }
+
+    /// Writes a group, publishes it, and answers it. Fails if the partition is poisoned.
+    async fn write_group(
+        self: &Rc<Self>,
+        writer: &mut Writer,
+        group: &mut Vec<Staged>,
+    ) -> io::Result<()> {
+        let commit = &self.commit;
+        let mut bytes: usize = group.iter().map(Staged::len).sum();
+        if bytes > 0 || group.iter().any(|staged| matches!(staged.op, Op::Clock)) {
+            let puts = group.iter().any(Staged::is_put);
+            if let Err(NoRoom(error)) = self.make_room(writer, bytes, puts).await? {
+                let error = Arc::new(error);
+                self.refuse(group, |staged| staged.is_put(), &error);
+                commit.full.replace(Some(Arc::clone(&error)));
+                bytes = group.iter().map(Staged::len).sum();
+                if bytes > 0
+                    && let Err(NoRoom(error)) = self.make_room(writer, bytes, false).await?
+                {
+                    let takes_room = |staged: &Staged| staged.len() > 0;
+                    self.refuse(group, takes_room, &Arc::new(error));
+                }
             }
         }
-        let mut stats = self.commit.stats.get();
-        stats.commits += 1;
-        stats.records += batch.changes.len() as u64;
-        stats.bytes_written += bytes as u64;
-        self.commit.stats.set(stats);
+        let sync = group.iter().any(|staged| staged.sync);
+        let clock = self.clock.now();
+        let writes = |staged: &Staged| staged.len() > 0 || matches!(staged.op, Op::Clock);
+        let mut places = Vec::with_capacity(group.len());
+        if group.iter().any(writes) {
+            writer.begin(commit.sequence.get(), clock);
+            if writer.is_empty() {
+                let own = writer.segment().id;
+                let ids = self.ledger.borrow().space.listed(own);
+                let value: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+                writer.push(&Record::new(Kind::Live, commit.sequence.get(), &[], &value));
+            }
+            places.extend(group.iter().map(|staged| self.encode(writer, staged)));
+            let written = writer.finish(sync).await?;
+            commit.groups.set(commit.groups.get() + 1);
+            self.ledger.borrow_mut().space.set_len(commit.active.get(), writer.tail());
+            self.count(|stats| {
+                stats.commits += 1;
+                stats.bytes_written += written as u64;
+            });
+            if sync {
+                commit.clock.set(clock);
+            }
+        } else if sync {
+            writer.sync().await?;
+            self.ledger.borrow_mut().space.set_len(commit.active.get(), writer.tail());
+        }
+        for (staged, place) in group.iter().zip(places) {
+            self.publish(staged, place);
+        }
+        if group.iter().any(|staged| matches!(staged.op, Op::Seal)) {
+            self.end_segment(writer).await?;
+        }
+        for staged in group.drain(..) {
+            staged.ticket.finish(Ok(()));
+        }
+        self.consider_merging();
+        Ok(())
+    }
+
+    /// Writes an operation's record into the group; tells its place.
+    fn encode(&self, writer: &mut Writer, staged: &Staged) -> Option<Place> {
+        if let Op::Drop { id } = staged.op {
+            writer.push(&Record::new(Kind::Drop, staged.sequence, &[], &id.to_le_bytes()));
+            return None;
+        }
+        let record = staged.record()?;
+        let offset = writer.push(&record);
+        let class = match (record.kind, record.expiry) {
+            (Kind::Delete, _) => Class::Tombstone,
+            (_, Some(_)) => Class::Expiring,
+            (_, None) => Class::Put,
+        };
+        Some(Place::new(self.commit.active.get(), offset, class, record.len()))
+    }
+
+    /// A written change becomes what reads see.
+    fn publish(&self, staged: &Staged, place: Option<Place>) {
+        if let Op::Drop { id } = staged.op {
+            self.ledger.borrow_mut().space.set_dropped(id);
+        }
+        let Some(place) = place else { return };
+        let mut ledger = self.ledger.borrow_mut();
+        match staged.op {
+            Op::Move { from, .. } => ledger.moved(staged.digest, from, place),
+            _ => {
+                ledger.index(staged.digest, place);
+                self.count(|stats| stats.records += 1);
+            }
+        }
+        let mut overlay = self.commit.overlay.borrow_mut();
+        if overlay.get(&staged.digest).is_some_and(|p| p.sequence == staged.sequence) {
+            overlay.remove(&staged.digest);
+        }
+    }
+
+    /// Room for a group of so many bytes of records: prepared, in this segment or the next.
+    async fn make_room(
+        self: &Rc<Self>,
+        writer: &mut Writer,
+        bytes: usize,
+        puts: bool,
+    ) -> io::Result<Result<(), NoRoom>> {
+        loop {
+            // The first group lists the segments that there are.
+            let listed = 64 + self.ledger.borrow().space.ids().count() * 8;
+            let bytes = if writer.is_empty() { bytes + listed } else { bytes };
+            let full = if writer.fits(bytes) {
+                match writer.prepare(bytes).await {
+                    Ok(()) => return Ok(Ok(())),
+                    Err(error) if is_full(&error) => error,
+                    Err(error) => return Err(error),
+                }
+            } else {
+                io::ErrorKind::StorageFull.into()
+            };
+            // A put must not use up the last spare while this segment cannot grow.
+            if writer.fits(bytes) && (puts || writer.is_empty()) {
+                return Ok(Err(NoRoom(full)));
+            }
+            if let Err(NoRoom(full)) = self.ready_spare().await? {
+                return Ok(Err(NoRoom(full)));
+            }
+            self.seal_active(writer).await?;
+            self.use_spare(writer);
+        }
+    }
+
+    /// Ends the active segment, and begins the next one unless the store is closing.
+    async fn end_segment(self: &Rc<Self>, writer: &mut Writer) -> io::Result<()> {
+        if writer.is_empty() {
+            return Ok(());
+        }
+        if self.commit.is_sealed() {
+            return self.seal_active(writer).await;
+        }
+        if let Ok(()) = self.ready_spare().await? {
+            self.seal_active(writer).await?;
+            self.use_spare(writer);
+        }
+        Ok(())
+    }
+
+    /// Seals the active segment, if it is not. Its hint is written beside the traffic.
+    async fn seal_active(self: &Rc<Self>, writer: &mut Writer) -> io::Result<()> {
+        let (commit, clock) = (&self.commit, self.clock.now());
+        if writer.is_empty() || writer.is_sealed() {
+            return Ok(());
+        }
+        let seal = writer.seal(commit.sequence.get(), clock).await?;
+        commit.clock.set(clock);
+        let slot = commit.active.get();
+        let mut ledger = self.ledger.borrow_mut();
+        ledger.space.set_len(slot, writer.tail());
+        ledger.space.get_mut(slot).seal = Some(seal);
+        drop(ledger);
+        self.finish_segment(slot);
+        Ok(())
+    }
+
+    fn use_spare(self: &Rc<Self>, writer: &mut Writer) {
+        let Some(spare) = self.commit.spare.take() else { unreachable!("it was made ready") };
+        let slot = self.ledger.borrow_mut().space.add(Rc::clone(&spare.segment), crate::log::BLOCK, None);
+        self.commit.active.set(slot);
+        *writer = Writer::new(spare.segment, spare.prepared, self.segment_bytes);
+        self.start_making_spare();
+    }
+
+    /// Takes operations back that there is no room for, from the group and from what gathers: what
+    /// came after them was judged by them.
+    fn refuse(
+        &self,
+        group: &mut Vec<Staged>,
+        refused: impl Fn(&Staged) -> bool,
+        error: &Arc<io::Error>,
+    ) {
+        let mut gathering = self.commit.gathering.borrow_mut();
+        let mut overlay = self.commit.overlay.borrow_mut();
+        overlay.clear();
+        let mut tickets = Vec::new();
+        let mut keep = |staged: &Staged| {
+            if refused(staged) {
+                staged.ticket.settle(Err(Failure::Full(Arc::clone(error))));
+                tickets.push(Rc::clone(&staged.ticket));
+                return false;
+            }
+            if let Op::Delete { .. } | Op::Put { .. } = &staged.op {
+                let (value, expiry) = match &staged.op {
+                    Op::Put { value, expiry, .. } => (Some(value.clone()), *expiry),
+                    _ => (None, None),
+                };
+                let (sequence, ticket) = (staged.sequence, Rc::clone(&staged.ticket));
+                overlay.insert(staged.digest, Pending { sequence, value, expiry, ticket });
+            }
+            true
+        };
+        group.retain(&mut keep);
+        gathering.retain(&mut keep);
+        drop((gathering, overlay));
+        for ticket in tickets {
+            ticket.wake();
+        }
     }
 
     /// Nobody knows what of the group is on the device. It fails, all that waits fails, and all
     /// that will come.
-    fn poison(&self, error: io::Error) {
+    fn poison(&self, group: &mut Vec<Staged>, error: io::Error) {
         let cause = Arc::new(error);
         self.commit.poison.replace(Some(Arc::clone(&cause)));
-        let failed = self.commit.in_flight.take();
         let waiting = self.commit.gathering.take();
-        for group in failed.into_iter().chain([waiting.group]) {
-            group.finish(Err(Arc::clone(&cause)));
+        self.commit.overlay.borrow_mut().clear();
+        for staged in group.drain(..).chain(waiting) {
+            staged.ticket.finish(Err(Failure::Poisoned(Arc::clone(&cause))));
         }
     }
+
+    /// Keeps groups from being written until the guard is dropped, and waits for the one that is.
+    pub(super) async fn hold(self: &Rc<Self>) -> Hold {
+        self.commit.holds.set(self.commit.holds.get() + 1);
+        let hold = Hold(Rc::clone(self));
+        while self.commit.running.get() {
+            rt::yield_now().await;
+        }
+        hold
+    }
+
+    /// What the writer says of itself, while groups are held.
+    pub(super) fn with_writer<T>(&self, f: impl FnOnce(&Writer) -> T) -> Option<T> {
+        self.commit.writer.borrow().as_ref().map(f)
+    }
+}
+
+/// Groups wait while this is there.
+pub(super) struct Hold(Rc<Partition>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let commit = &self.0.commit;
+        commit.holds.set(commit.holds.get() - 1);
+        if !commit.gathering.borrow().is_empty() {
+            self.0.start_committing();
+        }
+    }
+}
+
+/// There is no room on the device, or in the bound that is set on files.
+pub(super) struct NoRoom(pub(super) io::Error);
+
+/// Whether an error says that the device, a quota or a limit is full.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EMFILE | libc::ENFILE)
+    )
 }
 
 /// Poisons the partition if its commit task ends before its work is done: dropped with its
@@ -262,12 +669,9 @@ struct Unfinished<'a>(&'a Partition);
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        if self.0.commit.poison.borrow().is_none() {
-            self.0.poison(io::Error::other("the commit task was dropped before it was done"));
+        if !self.0.commit.is_poisoned() {
+            let error = io::Error::other("the commit task was dropped before it was done");
+            self.0.poison(&mut Vec::new(), error);
         }
     }
 }
-
-/// What a group's buffers keep of their size for the next.
-const SPARE_BYTES: usize = 1 << 20;
-const SPARE_CHANGES: usize = 1 << 12;

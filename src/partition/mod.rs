@@ -1,129 +1,257 @@
-//! A partition: one log, its keydir, and the group that is being committed. It lives on its
-//! owner's thread, which gives every operation its place.
+//! A partition: the segments of one log, the keydir over them, and the group that is being
+//! committed. It lives on its owner's thread, which gives every operation its place.
 //!
-//! Invariants: (1) a read sees only what is durable: the keydir is changed when a group is, never
-//! before; (2) a write is judged against everything before it, durable or not (the overlay); (3) an
-//! answer that depends on a write which is not durable yet waits for it; (4) after a failed write
-//! or sync no write ever succeeds, and reads go on.
+//! Invariants: (1) a read sees only what is as safe as its write asked for: the keydir is changed
+//! when a group is done, never before; (2) a write is judged against everything before it,
+//! acknowledged or not (the overlay); (3) an answer that depends on a write which is not
+//! acknowledged yet waits for it; (4) after a failed write or sync no write ever succeeds, and reads
+//! go on.
 
+mod backup;
+mod change;
+mod clock;
 mod commit;
 pub(crate) mod keydir;
+mod ledger;
+mod merge;
+mod recover;
+mod rotate;
+mod space;
+mod table;
+mod verify;
+mod walk;
 
+use crate::durability::Durability;
 use crate::error::{Error, Result};
-use crate::log::Log;
-use crate::log::record::Kind;
+use crate::log::Identity;
+use crate::log::place::{Class, Place};
+use crate::log::record::Record;
+use crate::rt::{self, Handle};
 use crate::stats::PartitionStats;
 use bytes::Bytes;
-use commit::Commit;
-use keydir::{Digest, Keydir};
+use clock::Clock;
+use commit::{Commit, Op, Ticket};
+use keydir::Digest;
+use ledger::Ledger;
+use merge::Merging;
 use std::any::Any;
-use std::cell::RefCell;
-use std::path::Path;
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+
+pub(crate) use backup::BackupPart;
+pub(crate) use change::Condition;
+pub(crate) use recover::{Plan, Recovered};
+pub(crate) use verify::Verified;
+pub(crate) use walk::{Cursor, Walked};
+
+/// What a partition is told when it is opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) dir: PathBuf,
+    /// Where a salvage sets damaged segments aside; none for a strict opening.
+    pub(crate) quarantine: Option<PathBuf>,
+    pub(crate) identity: Identity,
+    pub(crate) secret: [u8; 16],
+    /// Random, of this opening.
+    pub(crate) seed: [u8; 16],
+    pub(crate) segment_bytes: u64,
+    /// The thread that it lives on.
+    pub(crate) home: Handle,
+}
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Partition {
-    log: Log,
-    keydir: RefCell<Keydir>,
+    dir: PathBuf,
+    identity: Identity,
+    secret: [u8; 16],
+    segment_bytes: u64,
+    home: Handle,
+    /// What salts are made of.
+    seed: [u8; 16],
+    ledger: RefCell<Ledger>,
+    next_id: Cell<u64>,
     commit: Commit,
+    /// While the next segment is being made.
+    making: RefCell<Option<Rc<Ticket>>>,
+    merging: Merging,
+    clock: Clock,
+    /// Tasks of its own that `close` waits for.
+    chores: Cell<usize>,
+    stats: Cell<PartitionStats>,
     /// Keeps others from the files for as long as this one may write to them.
     _lock: Arc<dyn Any + Send + Sync>,
 }
 
-/// What a partition is told when it is opened.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Identity {
-    pub(crate) store: [u8; 16],
-    pub(crate) secret: [u8; 16],
-    pub(crate) partition: u32,
+/// An entry as it was read.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) value: Bytes,
+    pub(crate) version: u64,
+    /// Milliseconds since 1970.
+    pub(crate) expiry: Option<u64>,
 }
 
 impl Partition {
-    /// Opens the partition's log and rebuilds the keydir from it.
-    pub(crate) async fn open(
-        path: &Path,
-        identity: Identity,
-        lock: Arc<dyn Any + Send + Sync>,
-    ) -> Result<Self> {
-        let mut keydir = Keydir::default();
-        let mut sequence = 0;
-        let Identity { store, secret, partition } = identity;
-        let log = Log::open(path, store, partition, |record, location| {
-            let digest = Digest::new(&secret, record.key);
-            match record.kind {
-                Kind::Put => drop(keydir.insert(digest, location)),
-                Kind::Delete => drop(keydir.remove(&digest)),
-                Kind::Mark => {}
-            }
-            sequence = record.sequence;
-        })
-        .await?;
-        let commit = Commit::new(log.tail(), sequence);
-        Ok(Self { log, keydir: RefCell::new(keydir), commit, _lock: lock })
+    fn count(&self, f: impl FnOnce(&mut PartitionStats)) {
+        let mut stats = self.stats.get();
+        f(&mut stats);
+        self.stats.set(stats);
     }
 
-    /// Durable when it returns.
-    pub(crate) async fn put(
-        self: &Rc<Self>,
-        digest: Digest,
-        key: &[u8],
-        value: &[u8],
-    ) -> Result<()> {
-        self.stage(digest, key, Some(value))?.wait(self).await
+    /// Where a key's newest acknowledged record is, if it is a put.
+    fn place(&self, digest: Digest) -> Option<Place> {
+        let entry = self.ledger.borrow().keydir.get(digest)?;
+        let place = Place::of(entry.place);
+        (!place.is_tombstone()).then_some(place)
     }
 
-    /// Whether the key was there. Durable when it returns.
-    pub(crate) async fn delete(self: &Rc<Self>, digest: Digest, key: &[u8]) -> Result<bool> {
-        let was_there = match self.commit.overlay(digest) {
-            Some((true, _)) => true,
-            Some((false, deleting)) => {
-                // A delete before this one is not durable yet: a crash could bring the key back.
-                deleting.wait(self).await?;
-                return Ok(false);
+    /// Reads a key's record, wherever it has moved to meanwhile, expired or not.
+    async fn read(&self, digest: Digest, key: &[u8]) -> Result<Option<(Place, Found)>> {
+        let mut refused = false;
+        while let Some(place) = self.place(digest) {
+            let segment = self.ledger.borrow_mut().space.to_read(place.slot());
+            let bytes = match segment.read_record(place.offset(), place.len()).await {
+                Ok(bytes) => bytes,
+                // The segment was merged meanwhile, and its file is gone.
+                Err(_) if self.place(digest) != Some(place) => continue,
+                Err(Error::Io { source, .. }) if is_out_of_files(&source) && !refused => {
+                    refused = true;
+                    self.ledger.borrow_mut().space.bound_open(0);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let Ok(record) = Record::decode(&bytes, segment.salt, place.offset()) else {
+                unreachable!("it has been checked")
+            };
+            if record.key != key {
+                let reason = "a record has another key than when it was indexed";
+                return Err(segment.corrupt(place.offset(), reason));
             }
-            None => self.keydir.borrow().contains_key(&digest),
-        };
-        if was_there {
-            self.stage(digest, key, None)?.wait(self).await?;
+            let value = bytes.slice_ref(record.value);
+            let (version, expiry) = (record.sequence, record.expiry);
+            return Ok(Some((place, Found { value, version, expiry })));
         }
-        Ok(was_there)
+        Ok(None)
+    }
+
+    fn is_expired(&self, expiry: Option<u64>) -> bool {
+        expiry.is_some_and(|expiry| expiry <= self.clock.now())
+    }
+
+    /// Whoever was told that a key has expired is never told otherwise: a mark carries the clock
+    /// that said so. (A partition that cannot write can still say it.)
+    async fn prove_expired(self: &Rc<Self>, expiry: Option<u64>) {
+        let proven = expiry.is_none_or(|expiry| expiry <= self.commit.durable_clock());
+        if !proven && let Ok((ticket, _)) = self.stage(Digest::default(), Op::Clock, Durability::Sync) {
+            drop(ticket.wait(self).await);
+        }
     }
 
     /// One read of the disk, or none if the key is not there.
-    pub(crate) async fn get(&self, digest: Digest, key: &[u8]) -> Result<Option<Bytes>> {
-        let location = self.keydir.borrow().get(&digest).copied();
-        match location {
-            Some(location) => self.log.read(location, key).await.map(Some),
-            None => Ok(None),
+    pub(crate) async fn get(self: &Rc<Self>, digest: Digest, key: &[u8]) -> Result<Option<Found>> {
+        match self.read(digest, key).await? {
+            Some((_, found)) if self.is_expired(found.expiry) => {
+                self.prove_expired(found.expiry).await;
+                Ok(None)
+            }
+            found => Ok(found.map(|(_, found)| found)),
         }
+    }
+
+    /// No read of the disk, unless the key has an expiry.
+    pub(crate) async fn contains(self: &Rc<Self>, digest: Digest, key: &[u8]) -> Result<bool> {
+        match self.place(digest).map(Place::class) {
+            Some(Class::Put) => Ok(true),
+            None | Some(Class::Tombstone) => Ok(false),
+            Some(Class::Expiring) => Ok(self.get(digest, key).await?.is_some()),
+        }
+    }
+
+    /// Many keys, with their reads in flight together.
+    pub(crate) async fn get_many(
+        self: &Rc<Self>,
+        keys: Vec<(Digest, Bytes)>,
+    ) -> Result<Vec<Option<Bytes>>> {
+        let mut answers = Vec::with_capacity(keys.len());
+        for some in keys.chunks(READS_AT_ONCE) {
+            let reads: Vec<_> = some
+                .iter()
+                .map(|(digest, key)| {
+                    let (partition, digest, key) = (Rc::clone(self), *digest, key.clone());
+                    rt::spawn(async move { partition.get(digest, &key).await })
+                })
+                .collect();
+            for read in reads {
+                answers.push(read.await.map_err(Error::from)??.map(|found| found.value));
+            }
+        }
+        Ok(answers)
     }
 
     /// Waits until everything before it is durable.
     pub(crate) async fn sync(self: &Rc<Self>) -> Result<()> {
-        match self.commit.last() {
-            Some(group) => group.wait(self).await,
-            None => self.commit.check(self),
+        self.barrier().await
+    }
+
+    /// Keys that are there.
+    pub(crate) fn len(&self) -> u64 {
+        self.ledger.borrow().live_keys
+    }
+
+    /// Takes no more writes, ends its own tasks, and seals the log, so that the next opening has
+    /// nothing to scan.
+    pub(crate) async fn close(self: &Rc<Self>) -> Result<()> {
+        self.commit.seal();
+        self.barrier().await?;
+        self.wait_for_chores().await;
+        self.stage(Digest::default(), Op::Seal, Durability::Sync)?.0.wait(self).await?;
+        self.wait_for_chores().await;
+        Ok(())
+    }
+
+    /// Runs a task that `close` waits for.
+    fn chore(self: &Rc<Self>, work: impl Future<Output = ()> + 'static) {
+        self.chores.set(self.chores.get() + 1);
+        let done = ChoreDone(Rc::clone(self));
+        drop(rt::spawn(async move {
+            work.await;
+            drop(done);
+        }));
+    }
+
+    async fn wait_for_chores(&self) {
+        while self.chores.get() > 0 {
+            // They are few, and end soon once the partition is sealed.
+            drop(rt::timeout_ms(1).await);
         }
     }
 
-    /// Takes no more writes, and ends the log with a mark, so that the next opening can tell damage
-    /// to the last group from a torn tail.
-    pub(crate) async fn close(self: &Rc<Self>) -> Result<()> {
-        self.commit.seal();
-        self.sync().await?;
-        self.stage_mark()?.wait(self).await
-    }
-
     pub(crate) fn stats(&self) -> PartitionStats {
-        let mut stats = self.commit.stats();
-        stats.keys = self.keydir.borrow().len() as u64;
-        stats.log_bytes = self.log.tail();
+        let mut stats = self.stats.get();
+        let ledger = self.ledger.borrow();
+        stats.keys = ledger.live_keys;
+        (stats.log_bytes, stats.live_bytes) = ledger.space.totals();
+        stats.segments = ledger.space.iter().count() as u64;
+        stats.index_bytes = ledger.keydir.memory() as u64;
         stats
     }
+}
 
-    fn poisoned(&self, cause: Arc<std::io::Error>) -> Error {
-        Error::Poisoned { path: self.log.path().to_owned(), cause }
+struct ChoreDone(Rc<Partition>);
+
+impl Drop for ChoreDone {
+    fn drop(&mut self) {
+        self.0.chores.set(self.0.chores.get() - 1);
     }
 }
+
+fn is_out_of_files(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// Reads of one `get_many` that are in flight at a time.
+const READS_AT_ONCE: usize = 64;

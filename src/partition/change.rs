@@ -1,0 +1,200 @@
+//! Changes that depend on what is there: conditional puts, deletes, updates.
+//!
+//! Invariant: between the last look at what is there and the staging of the change nothing is
+//! awaited, so each is atomic against everything else.
+
+use super::commit::{Op, Pending, Ticket};
+use super::keydir::Digest;
+use super::{Found, Partition};
+use crate::durability::Durability;
+use crate::error::{Error, Result};
+use crate::limits::MAX_VALUE_LEN;
+use crate::log::place::{Class, Place};
+use crate::log::record::body_sum;
+use bytes::Bytes;
+use std::rc::Rc;
+
+/// What must hold for a put to happen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Condition {
+    #[default]
+    Always,
+    Absent,
+    Present,
+    Version(u64),
+}
+
+/// A put to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Put {
+    pub(crate) key: Bytes,
+    pub(crate) value: Bytes,
+    /// Of key and value.
+    pub(crate) sum: u32,
+    pub(crate) expiry: Option<Expiry>,
+    pub(crate) condition: Condition,
+    pub(crate) durability: Durability,
+}
+
+/// When an entry is to expire, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    /// From when the put gets its place.
+    After(u64),
+    /// Since 1970.
+    At(u64),
+}
+
+/// How much has to be known of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    Presence,
+    All,
+}
+
+/// What a change is judged by.
+struct Current {
+    /// None for a key that is not there, or has expired. Without a read only presence is known.
+    found: Option<Found>,
+    present: bool,
+    /// What has to be acknowledged before an answer that depends on this.
+    pending: Option<Rc<Ticket>>,
+    /// An expiry that made the key absent.
+    expired: Option<u64>,
+}
+
+impl Partition {
+    /// What is there of a key, acknowledged or not. Current until the next await.
+    async fn current(&self, digest: Digest, key: &[u8], need: Need) -> Result<Current> {
+        loop {
+            if let Some(pending) = self.commit.overlay(digest) {
+                return Ok(self.judge_pending(pending));
+            }
+            let place = self.place(digest);
+            let present = match place.map(Place::class) {
+                None | Some(Class::Tombstone) => Some(false),
+                Some(Class::Put) if need == Need::Presence => Some(true),
+                Some(_) => None,
+            };
+            if let Some(present) = present {
+                return Ok(Current { found: None, present, pending: None, expired: None });
+            }
+            let read = self.read(digest, key).await?;
+            // Meanwhile it may have been written, or moved: look again.
+            if let Some((read_at, found)) = read
+                && self.place(digest) == Some(read_at)
+                && self.commit.overlay(digest).is_none()
+            {
+                return Ok(self.judge(found, None));
+            }
+        }
+    }
+
+    fn judge(&self, found: Found, pending: Option<Rc<Ticket>>) -> Current {
+        if self.is_expired(found.expiry) {
+            return Current { expired: found.expiry, found: None, present: false, pending };
+        }
+        Current { found: Some(found), present: true, pending, expired: None }
+    }
+
+    fn judge_pending(&self, pending: Pending) -> Current {
+        let Pending { sequence: version, value, expiry, ticket } = pending;
+        match value {
+            Some(value) => self.judge(Found { value, version, expiry }, Some(ticket)),
+            None => Current { found: None, present: false, pending: Some(ticket), expired: None },
+        }
+    }
+
+    /// Before an answer: what it depends on must be as safe as it was asked to be.
+    async fn settle(self: &Rc<Self>, current: Current) -> Result<()> {
+        if let Some(pending) = current.pending {
+            pending.wait(self).await?;
+        }
+        if current.expired.is_some() {
+            self.prove_expired(current.expired).await;
+        }
+        Ok(())
+    }
+
+    /// Puts if the condition holds; tells the new version then.
+    pub(crate) async fn put(self: &Rc<Self>, digest: Digest, put: Put) -> Result<Option<u64>> {
+        self.make_sure_there_is_room().await?;
+        let need = match put.condition {
+            Condition::Always => None,
+            Condition::Absent | Condition::Present => Some(Need::Presence),
+            Condition::Version(_) => Some(Need::All),
+        };
+        if let Some(need) = need {
+            let current = self.current(digest, &put.key, need).await?;
+            let holds = match put.condition {
+                Condition::Always => true,
+                Condition::Absent => !current.present,
+                Condition::Present => current.present,
+                Condition::Version(version) => {
+                    current.found.as_ref().is_some_and(|found| found.version == version)
+                }
+            };
+            if !holds {
+                self.settle(current).await?;
+                return Ok(None);
+            }
+        }
+        let expiry = put.expiry.map(|expiry| match expiry {
+            Expiry::After(millis) => self.clock.now().saturating_add(millis),
+            Expiry::At(millis) => millis,
+        });
+        let op = Op::Put { key: put.key, value: put.value, sum: put.sum, expiry };
+        let (ticket, version) = self.stage(digest, op, put.durability)?;
+        ticket.wait(self).await?;
+        Ok(Some(version))
+    }
+
+    /// Whether the key was there.
+    pub(crate) async fn delete(
+        self: &Rc<Self>,
+        digest: Digest,
+        key: Bytes,
+        durability: Durability,
+    ) -> Result<bool> {
+        let current = self.current(digest, &key, Need::Presence).await?;
+        if !current.present {
+            // A delete before this one may not be safe yet: a crash could bring the key back.
+            self.settle(current).await?;
+            return Ok(false);
+        }
+        self.stage(digest, Op::Delete { key }, durability)?.0.wait(self).await?;
+        Ok(true)
+    }
+
+    /// Replaces an entry by what a function makes of it: nothing else comes between. The entry
+    /// keeps its expiry. Tells the new value.
+    pub(crate) async fn update(
+        self: &Rc<Self>,
+        digest: Digest,
+        key: Bytes,
+        f: impl FnOnce(Option<&[u8]>) -> Option<Vec<u8>>,
+        durability: Durability,
+    ) -> Result<Option<Bytes>> {
+        self.make_sure_there_is_room().await?;
+        let current = self.current(digest, &key, Need::All).await?;
+        let old = current.found.as_ref();
+        match f(old.map(|found| &found.value[..])) {
+            Some(value) => {
+                if value.len() > MAX_VALUE_LEN {
+                    return Err(Error::ValueTooLarge { len: value.len() });
+                }
+                let expiry = old.and_then(|found| found.expiry);
+                let value = Bytes::from(value);
+                let sum = body_sum(&key, &value);
+                let op = Op::Put { key, value: value.clone(), sum, expiry };
+                self.stage(digest, op, durability)?.0.wait(self).await?;
+                Ok(Some(value))
+            }
+            None if current.present => {
+                self.stage(digest, Op::Delete { key }, durability)?.0.wait(self).await?;
+                Ok(None)
+            }
+            None => self.settle(current).await.map(|()| None),
+        }
+    }
+}

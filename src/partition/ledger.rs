@@ -1,0 +1,78 @@
+//! The books of a partition: the keydir, and what of each segment is alive by it.
+//!
+//! Invariants: `live` of a segment is what the keydir points to there; an entry's count is that of
+//! the older puts of its key that still lie in some segment; so a tombstone whose count is zero has
+//! nothing to stand over, and is not kept.
+
+use super::keydir::{Digest, Entry, Keydir};
+use super::space::Space;
+use crate::log::place::Place;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub(super) keydir: Keydir,
+    pub(super) space: Space,
+    /// Keys that are there, those included that have expired unnoticed.
+    pub(super) live_keys: u64,
+}
+
+impl Ledger {
+    /// A key's newest record is here now.
+    pub(super) fn index(&mut self, digest: Digest, place: Place) {
+        let before = self.keydir.get(digest);
+        let mut older = 0;
+        if let Some(entry) = before {
+            let old = Place::of(entry.place);
+            self.space.sub_live(old);
+            older = entry.older;
+            if !old.is_tombstone() {
+                older = older.saturating_add(1);
+                self.live_keys -= 1;
+            }
+        }
+        if place.is_tombstone() && older == 0 {
+            if before.is_some() {
+                self.keydir.remove(digest);
+            }
+            return;
+        }
+        self.space.add_live(place);
+        self.keydir.insert(digest, Entry { place: place.bits(), older });
+        self.live_keys += u64::from(!place.is_tombstone());
+    }
+
+    /// A record was copied from one place to another. Its old copy is still there.
+    pub(super) fn moved(&mut self, digest: Digest, from: Place, to: Place) {
+        if let Some(entry) = self.keydir.get(digest)
+            && entry.place == from.bits()
+        {
+            self.space.sub_live(from);
+            self.space.add_live(to);
+            let older = entry.older.saturating_add(u8::from(!from.is_tombstone()));
+            self.keydir.insert(digest, Entry { place: to.bits(), older });
+        }
+    }
+
+    /// One older put of this key is gone.
+    pub(super) fn count_down(&mut self, digest: Digest) {
+        let Some(entry) = self.keydir.get(digest) else { return };
+        let place = Place::of(entry.place);
+        // At its highest the count has stopped counting.
+        let gone = u8::from(entry.older != u8::MAX);
+        let older = entry.older.saturating_sub(gone);
+        if older == 0 && place.is_tombstone() {
+            self.forget(digest, place);
+        } else if older != entry.older {
+            self.keydir.insert(digest, Entry { older, ..entry });
+        }
+    }
+
+    /// A tombstone has nothing to stand over any more, if it is still there.
+    pub(super) fn forget(&mut self, digest: Digest, tombstone: Place) {
+        if self.keydir.get(digest).is_some_and(|entry| entry.place == tombstone.bits()) {
+            self.keydir.remove(digest);
+            self.space.sub_live(tombstone);
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! Merges: what is alive in a segment full of garbage is written again, and the file goes. (The
+//! word and the idea are Bitcask's; the choice of the victim is that of log-structured file systems.)
+//!
+//! Invariants: between the look at the keydir and the staging of a copy nothing is awaited, so a
+//! copy never overtakes a newer write; a victim is dropped in the log only when nothing points into
+//! it, and unlinked only when that is durable; the puts of a segment are counted down only then,
+//! so a tombstone goes when, and only when, no older put of its key is left anywhere.
+
+use super::Partition;
+use super::commit::{Op, Ticket};
+use super::keydir::Digest;
+use crate::durability::Durability;
+use crate::error::{Error, Result};
+use crate::log::hint;
+use crate::log::place::{Class, Place};
+use crate::log::record::Kind;
+use crate::log::scan::{Scan, Shown, Strictness};
+use crate::log::segment::{Segment, sync_dir};
+use crate::rt;
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How many bytes are copied between two looks at the budget.
+const STEP: u64 = 256 << 10;
+/// Bytes a second at the least, while there is enough garbage to merge at all.
+const PACE: u64 = 32 << 20;
+/// Garbage that is never worth while.
+const SLACK: u64 = 4 << 20;
+/// Puts that are counted down between two yields.
+const COUNTS: usize = 1024;
+
+/// The state of a partition's merges.
+#[derive(Debug, Default)]
+pub(super) struct Merging {
+    running: Cell<bool>,
+    /// One at a time, whoever asks.
+    busy: Cell<bool>,
+}
+
+/// How far garbage has come.
+enum Pressure {
+    None,
+    /// In percent of what it may be.
+    Some(u64),
+    /// No time to lose.
+    Full,
+}
+
+impl Partition {
+    /// Starts merging, if there is enough garbage and nobody does.
+    pub(super) fn consider_merging(self: &Rc<Self>) {
+        if self.merging.running.get() || self.commit.is_sealed() || self.commit.is_poisoned() {
+            return;
+        }
+        let wanted = !matches!(self.pressure(), Pressure::None);
+        if !wanted || (self.choose().is_none() && !self.active_is_garbage()) {
+            return;
+        }
+        self.merging.running.set(true);
+        let partition = Rc::clone(self);
+        self.chore(async move {
+            let merging = Running(&partition.merging.running);
+            // Dropped at any await when the store stops: a merge that was cut short is harmless.
+            let merges = partition.home.until_stopping(partition.merge_all());
+            drop(merges.await);
+            drop(merging);
+        });
+    }
+
+    /// How urgent merging is.
+    fn pressure(&self) -> Pressure {
+        let (len, live) = self.ledger.borrow().space.totals();
+        let garbage = len.saturating_sub(live);
+        let slack = SLACK.min(self.segment_bytes);
+        if self.commit.full.borrow().is_some() {
+            return Pressure::Full;
+        }
+        // 60 % of what is live; and nothing that is not worth the while.
+        let bearable = live / 5 * 3 + slack;
+        if garbage <= bearable {
+            return Pressure::None;
+        }
+        let limit = (live / 10 * 9 + slack).max(bearable + 1);
+        if garbage >= limit {
+            return Pressure::Full;
+        }
+        Pressure::Some((garbage - bearable) * 100 / (limit - bearable))
+    }
+
+    /// Which segment to merge next.
+    fn choose(&self) -> Option<usize> {
+        let full = self.commit.full.borrow().is_some();
+        // On a full disk only what fits the reserve can be copied.
+        let most_live = if full { self.reserve() / 2 } else { u64::MAX };
+        self.ledger.borrow().space.victim(most_live)
+    }
+
+    /// Whether it is time to end the active segment, so that it can be merged.
+    fn active_is_garbage(&self) -> bool {
+        let ledger = self.ledger.borrow();
+        let active = ledger.space.get(self.commit.active());
+        active.seal.is_none() && active.garbage() > SLACK && active.garbage() * 2 > active.len
+    }
+
+    async fn merge_all(self: &Rc<Self>) {
+        while !self.commit.is_sealed()
+            && !self.commit.is_poisoned()
+            && !matches!(self.pressure(), Pressure::None)
+        {
+            let merged = match self.choose() {
+                Some(victim) => match self.merge(victim).await {
+                    // Reads and `verify` report it; the others can still be merged.
+                    Err(Error::Corrupt { .. }) => {
+                        self.ledger.borrow_mut().space.set_damaged(victim);
+                        Ok(())
+                    }
+                    merged => merged,
+                },
+                None if self.active_is_garbage() => self.end_active().await,
+                None => return,
+            };
+            if merged.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Ends the active segment, if it has records.
+    async fn end_active(self: &Rc<Self>) -> Result<()> {
+        let active = self.commit.active();
+        self.stage(Digest::default(), Op::Seal, Durability::Sync)?.0.wait(self).await?;
+        while self.ledger.borrow().space.try_get(active).is_some_and(|e| e.hinting) {
+            drop(rt::timeout_ms(1).await);
+        }
+        Ok(())
+    }
+
+    /// Merges one sealed segment away.
+    pub(super) async fn merge(self: &Rc<Self>, slot: usize) -> Result<()> {
+        while self.merging.busy.get() {
+            drop(rt::timeout_ms(1).await);
+        }
+        self.merging.busy.set(true);
+        let _busy = Running(&self.merging.busy);
+        // Meanwhile another merge may have taken it.
+        if self.ledger.borrow().space.try_get(slot).is_none_or(|extant| !extant.can_merge()) {
+            return Ok(());
+        }
+        let id = self.ledger.borrow().space.get(slot).segment.id;
+        let mut seen = Seen::default();
+        loop {
+            self.copy_live(slot, &mut seen).await?;
+            // All copies are published when this is.
+            self.barrier().await?;
+            // A write that superseded a record here may have been refused for want of room.
+            if self.ledger.borrow().space.get(slot).live_records == seen.last.len() as u64 {
+                break;
+            }
+        }
+        let dropped = self.stage(Digest::default(), Op::Drop { id }, Durability::Sync)?.0;
+        dropped.wait(self).await?;
+        for (digest, place) in seen.last {
+            self.ledger.borrow_mut().forget(digest, place);
+        }
+        for some in seen.puts.chunks(COUNTS) {
+            for &digest in some {
+                self.ledger.borrow_mut().count_down(digest);
+            }
+            rt::yield_now().await;
+        }
+        self.count(|stats| stats.merges += 1);
+        self.remove_dropped(slot).await
+    }
+
+    /// Removes a dropped segment's file, unless somebody still reads it: then whoever is last does.
+    pub(super) async fn remove_dropped(&self, slot: usize) -> Result<()> {
+        let segment = match self.ledger.borrow().space.try_get(slot) {
+            Some(extant) if extant.dropped && extant.pins == 0 => Rc::clone(&extant.segment),
+            _ => return Ok(()),
+        };
+        self.ledger.borrow_mut().space.remove(slot);
+        self.remove_file(&segment).await
+    }
+
+    /// Unlinks a segment that the log has dropped, durably.
+    pub(super) async fn remove_file(&self, segment: &Segment) -> Result<()> {
+        for path in [hint::path_of(segment), segment.path().to_owned()] {
+            match rt::unlink(None, &path).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result.map_err(Error::io("remove", &path))?,
+            }
+        }
+        sync_dir(&self.dir).await
+    }
+
+    /// Stages what is alive in a segment again, and notes what is to be counted down.
+    async fn copy_live(self: &Rc<Self>, slot: usize, seen: &mut Seen) -> Result<()> {
+        seen.puts.clear();
+        seen.last.clear();
+        let (segment, len, damaged, oldest) = {
+            let space = &mut self.ledger.borrow_mut().space;
+            let segment = space.to_read(slot);
+            let (extant, oldest) = (space.get(slot), space.is_oldest(slot));
+            (segment, extant.scan_len(), extant.damaged, oldest)
+        };
+        let mut scan = Scan::new(&segment, len, Strictness { sealed: true, salvage: damaged });
+        let mut copied = 0;
+        while let Some(shown) = scan.next().await? {
+            let record = shown.record();
+            if !matches!(record.kind, Kind::Put | Kind::Delete) {
+                continue;
+            }
+            let digest = Digest::new(&self.secret, record.key);
+            if record.kind == Kind::Put {
+                seen.puts.push(digest);
+            }
+            let Some((from, older)) = self.is_live(slot, digest, &shown) else { continue };
+            // A count that has stopped: but before the oldest segment there is nothing.
+            if from.is_tombstone() && older == u8::MAX && oldest {
+                seen.last.push((digest, from));
+                continue;
+            }
+            let ticket = self.copy(digest, from, &shown);
+            copied += shown.len as u64;
+            self.count(|stats| stats.bytes_merged += shown.len as u64);
+            if copied >= STEP {
+                // Not more than this at a time, so that other writes do not wait for long.
+                ticket.wait(self).await?;
+                self.rest(copied).await;
+                copied = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a record is what the keydir points to; then its place and its count.
+    fn is_live(&self, slot: usize, digest: Digest, shown: &Shown) -> Option<(Place, u8)> {
+        let record = shown.record();
+        let class = match (record.kind, record.expiry) {
+            (Kind::Delete, _) => Class::Tombstone,
+            (_, Some(_)) => Class::Expiring,
+            (_, None) => Class::Put,
+        };
+        let place = Place::new(slot, shown.offset, class, shown.len);
+        let entry = self.ledger.borrow().keydir.get(digest)?;
+        // If something newer is on its way, a copy must not come after it.
+        let live = entry.place == place.bits() && self.commit.overlay(digest).is_none();
+        live.then_some((place, entry.older))
+    }
+
+    /// Stages a live record again.
+    fn copy(self: &Rc<Self>, digest: Digest, from: Place, shown: &Shown) -> Rc<Ticket> {
+        let record = shown.record();
+        let (key, value) = shown.share();
+        let (kind, sum, expiry) = (record.kind, record.sum, record.expiry);
+        let op = if self.is_expired(expiry) {
+            // As safe as a delete by anybody: the clock cannot bring it back.
+            Op::Delete { key }
+        } else {
+            Op::Move { from, kind, key, value, sum, expiry }
+        };
+        self.stage_moved(digest, record.sequence, op)
+    }
+
+    /// Keeps to the budget.
+    async fn rest(&self, copied: u64) {
+        let pace = match self.pressure() {
+            Pressure::Full => return,
+            Pressure::None => PACE,
+            // Rises without bound towards the limit.
+            Pressure::Some(percent) => PACE * 100 / (100 - percent.min(99)),
+        };
+        drop(rt::timeout(Duration::from_micros(copied * 1_000_000 / pace)).await);
+    }
+
+    /// Merges all that has garbage in it, as it is now.
+    pub(crate) async fn compact(self: &Rc<Self>) -> Result<()> {
+        self.check()?;
+        let last = self.next_id.get();
+        self.end_active().await?;
+        loop {
+            let victim = self.ledger.borrow().space.iter().find_map(|(slot, e)| {
+                let worth = e.can_merge() && e.segment.id < last && e.garbage() > overhead(e.len);
+                worth.then_some(slot)
+            });
+            let Some(victim) = victim else { return Ok(()) };
+            self.merge(victim).await?;
+        }
+    }
+}
+
+/// What a merge notes about its victim.
+#[derive(Default)]
+struct Seen {
+    /// Of all puts.
+    puts: Vec<Digest>,
+    /// Tombstones that go with it.
+    last: Vec<(Digest, Place)>,
+}
+
+/// What is not records in a segment without garbage, about.
+fn overhead(len: u64) -> u64 {
+    len / 16 + 3 * crate::log::BLOCK
+}
+
+/// Resets a flag, also if the task is dropped.
+struct Running<'a>(&'a Cell<bool>);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}

@@ -1,0 +1,182 @@
+//! Segments come and go: the spare is made, the sealed get their hints.
+//!
+//! Invariants: the spare is whole and durable, name and all, before it is used; an id is never used
+//! twice; a put is refused rather than let it use up what deletes and merges need on a full disk.
+
+use super::Partition;
+use super::commit::{Failure, NoRoom, Spare, Ticket, is_full};
+use super::keydir::Digest;
+use crate::error::{Error, Result};
+use crate::log::hint::{Hint, HintEntry};
+use crate::log::place::Class;
+use crate::log::record::Kind;
+use crate::log::scan::{Scan, Strictness};
+use crate::log::segment::Segment;
+use crate::log::writer::FIRST_ROOM;
+use crate::log::{BLOCK, record};
+use siphasher::sip::SipHasher13;
+use std::hash::Hasher;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+impl Partition {
+    /// What the spare has prepared: what is left for deletes and merges on a full disk.
+    fn reserve(&self) -> u64 {
+        (self.segment_bytes / 8).clamp(FIRST_ROOM / 16, FIRST_ROOM * 4).next_multiple_of(BLOCK)
+    }
+
+    /// A salt that no other segment has, and nobody can foretell.
+    fn salt(&self, id: u64) -> u64 {
+        let mut hasher = SipHasher13::new_with_key(&self.seed);
+        hasher.write_u64(id);
+        hasher.finish()
+    }
+
+    /// Makes a segment with so much room.
+    pub(super) async fn make_segment(&self, room: u64) -> Result<Segment> {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        let salt = self.salt(id);
+        Segment::create(&self.dir, &self.identity, id, salt, room).await
+    }
+
+    /// Begins to make the spare, if there is none.
+    pub(super) fn start_making_spare(self: &Rc<Self>) {
+        if self.commit.spare.borrow().is_some() || self.making.borrow().is_some() {
+            return;
+        }
+        let ticket = Rc::<Ticket>::default();
+        self.making.replace(Some(Rc::clone(&ticket)));
+        let partition = Rc::clone(self);
+        self.chore(async move {
+            let made = partition.make_spare().await;
+            partition.making.take();
+            if let Err(Failure::Full(cause)) = &made {
+                partition.commit.full.replace(Some(Arc::clone(cause)));
+            }
+            ticket.finish(made);
+        });
+    }
+
+    async fn make_spare(&self) -> Result<(), Failure> {
+        if !self.ledger.borrow().space.has_slot() {
+            let error = io::Error::new(io::ErrorKind::StorageFull, "too many segments");
+            return Err(Failure::Full(Arc::new(error)));
+        }
+        let prepared = self.reserve();
+        match self.make_segment(prepared).await {
+            Ok(segment) => {
+                let segment = Rc::new(segment);
+                self.commit.spare.replace(Some(Spare { segment, prepared }));
+                Ok(())
+            }
+            Err(Error::Io { source, .. }) if is_full(&source) => Err(Failure::Full(source)),
+            Err(Error::Io { source, .. }) => Err(Failure::Poisoned(source)),
+            Err(error) => Err(Failure::Poisoned(Arc::new(io::Error::other(error)))),
+        }
+    }
+
+    /// Waits until there is a spare, or there is no room for one.
+    pub(super) async fn ready_spare(self: &Rc<Self>) -> io::Result<Result<(), NoRoom>> {
+        while self.commit.spare.borrow().is_none() {
+            self.start_making_spare();
+            let making = self.making.borrow().clone();
+            let Some(making) = making else { continue };
+            match making.outcome().await {
+                Ok(()) => {}
+                Err(Failure::Full(cause)) => return Ok(Err(NoRoom(again(&cause)))),
+                Err(Failure::Poisoned(cause)) => return Err(again(&cause)),
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Puts go on after the disk was full, once there is a spare again.
+    pub(super) async fn make_sure_there_is_room(self: &Rc<Self>) -> Result<()> {
+        if self.commit.full.borrow().is_none() {
+            return Ok(());
+        }
+        let refused = match self.ready_spare().await {
+            Ok(Ok(())) => {
+                self.commit.full.take();
+                return Ok(());
+            }
+            Ok(Err(NoRoom(error))) | Err(error) => error,
+        };
+        Err(self.failed(Failure::Full(Arc::new(refused))))
+    }
+
+    /// Writes the hint of a segment that was sealed, and gives back what it has not used.
+    pub(super) fn finish_segment(self: &Rc<Self>, slot: usize) {
+        let (segment, seal) = {
+            let space = &mut self.ledger.borrow_mut().space;
+            space.get_mut(slot).hinting = true;
+            let Some(seal) = space.get(slot).seal else { unreachable!("it was sealed") };
+            (space.to_read(slot), seal)
+        };
+        let partition = Rc::clone(self);
+        self.chore(async move {
+            // Both save time and space, and nothing depends on either.
+            if let Ok(hint) = partition.read_hint(&segment, seal).await {
+                drop(hint.write(&partition.identity, &segment).await);
+            }
+            drop(segment.trim(seal + BLOCK).await);
+            partition.ledger.borrow_mut().space.get_mut(slot).hinting = false;
+            partition.consider_merging();
+        });
+    }
+
+    /// What a sealed segment's hint is to say, from the segment itself.
+    pub(super) async fn read_hint(&self, segment: &Segment, seal: u64) -> Result<Hint> {
+        let strictness = Strictness { sealed: true, salvage: false };
+        let mut scan = Scan::new(segment, seal + BLOCK, strictness);
+        let mut hint = Hint { seal, ..Hint::default() };
+        while let Some(shown) = scan.next().await? {
+            self.note(&shown.record(), shown.offset, shown.len, &mut hint);
+        }
+        let seen = scan.into_seen();
+        (hint.sequence, hint.clock) = (seen.sequence, seen.clock);
+        Ok(hint)
+    }
+
+    fn note(&self, record: &record::Record<'_>, offset: u64, len: usize, hint: &mut Hint) {
+        note(&self.secret, record, offset, len, hint);
+    }
+}
+
+/// Adds to a hint what a record says.
+pub(super) fn note(
+    secret: &[u8; 16],
+    record: &record::Record<'_>,
+    offset: u64,
+    len: usize,
+    hint: &mut Hint,
+) {
+    let class = match (record.kind, record.expiry) {
+        (Kind::Put, None) => Class::Put,
+        (Kind::Put, Some(_)) => Class::Expiring,
+        (Kind::Delete, _) => Class::Tombstone,
+        (Kind::Live, _) => {
+            hint.extant =
+                record.value.chunks_exact(8).map(|id| record::u64_at(id, 0)).collect();
+            return;
+        }
+        (Kind::Drop, _) if record.value.len() == 8 => {
+            let id = record::u64_at(record.value, 0);
+            hint.extant.retain(|&extant| extant != id);
+            return;
+        }
+        _ => return,
+    };
+    let digest = Digest::new(secret, record.key).to_bytes();
+    hint.entries.push(HintEntry { digest, offset, len, class });
+}
+
+/// The same error once more: errors of the system cannot be cloned.
+pub(super) fn again(error: &Arc<io::Error>) -> io::Error {
+    match error.raw_os_error() {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::new(error.kind(), Arc::clone(error)),
+    }
+}

@@ -1,0 +1,227 @@
+//! The segments that a partition has, and what of each is alive.
+//!
+//! Invariants: a segment counts as there from before its first record until its file's removal is
+//! durable; what is alive in it is what the keydir points to; no more files are open than the bound
+//! says, but for those in use.
+
+use crate::log::BLOCK;
+use crate::log::place::{MAX_SLOTS, Place};
+use crate::log::segment::Segment;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// Open files of a partition's segments.
+const MAX_OPEN: usize = 128;
+
+/// A segment that is there.
+#[derive(Clone, Debug)]
+pub(crate) struct Extant {
+    pub(crate) segment: Rc<Segment>,
+    /// Bytes that it holds, its header and padding included.
+    pub(crate) len: u64,
+    /// Bytes and number of the records that the keydir points to.
+    pub(crate) live_bytes: u64,
+    pub(crate) live_records: u64,
+    /// Offset of its seal, if it has one.
+    pub(crate) seal: Option<u64>,
+    /// Whoever reads the file by its name: it must not be removed.
+    pub(crate) pins: usize,
+    /// Its hint is being written.
+    pub(crate) hinting: bool,
+    pub(crate) damaged: bool,
+    /// The log says that it exists no more.
+    pub(crate) dropped: bool,
+}
+
+impl Extant {
+    pub(crate) fn garbage(&self) -> u64 {
+        self.len.saturating_sub(self.live_bytes)
+    }
+
+    /// What a scan has to read of it.
+    pub(crate) fn scan_len(&self) -> u64 {
+        self.seal.map_or(self.len, |seal| seal + BLOCK)
+    }
+
+    pub(crate) fn can_merge(&self) -> bool {
+        self.seal.is_some() && !self.hinting && !self.damaged && !self.dropped
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Space {
+    slots: Vec<Option<Extant>>,
+    by_id: BTreeMap<u64, usize>,
+    open: usize,
+    uses: u64,
+    len: u64,
+    live_bytes: u64,
+}
+
+impl Space {
+    /// Takes in a segment; gives it a slot.
+    pub(crate) fn add(&mut self, segment: Rc<Segment>, len: u64, seal: Option<u64>) -> usize {
+        let free = self.slots.iter().position(Option::is_none);
+        let slot = free.unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.by_id.insert(segment.id, slot);
+        self.len += len;
+        let (live_bytes, live_records, pins) = (0, 0, 0);
+        self.slots[slot] = Some(Extant {
+            segment,
+            len,
+            live_bytes,
+            live_records,
+            seal,
+            pins,
+            hinting: false,
+            damaged: false,
+            dropped: false,
+        });
+        self.bound_open(MAX_OPEN);
+        slot
+    }
+
+    /// Whether there is a slot for one more.
+    pub(crate) fn has_slot(&self) -> bool {
+        self.by_id.len() < MAX_SLOTS
+    }
+
+    pub(crate) fn remove(&mut self, slot: usize) {
+        if let Some(gone) = self.slots[slot].take() {
+            self.by_id.remove(&gone.segment.id);
+            self.len -= if gone.dropped { 0 } else { gone.len };
+            self.live_bytes -= gone.live_bytes;
+        }
+    }
+
+    pub(crate) fn get(&self, slot: usize) -> &Extant {
+        self.slots[slot].as_ref().expect("a place's segment is there")
+    }
+
+    pub(crate) fn try_get(&self, slot: usize) -> Option<&Extant> {
+        self.slots.get(slot)?.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: usize) -> &mut Extant {
+        self.slots[slot].as_mut().expect("a place's segment is there")
+    }
+
+    /// The slot of a segment, if it is there.
+    pub(crate) fn slot_of(&self, id: u64) -> Option<usize> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// The log says that this segment exists no more.
+    pub(crate) fn set_dropped(&mut self, id: u64) {
+        if let Some(slot) = self.slot_of(id) {
+            let extant = self.get_mut(slot);
+            extant.dropped = true;
+            self.len -= self.get(slot).len;
+        }
+    }
+
+    /// It is not merged any more.
+    pub(crate) fn set_damaged(&mut self, slot: usize) {
+        if let Some(extant) = &mut self.slots[slot] {
+            extant.damaged = true;
+        }
+    }
+
+    /// Whether no older segment exists.
+    pub(crate) fn is_oldest(&self, slot: usize) -> bool {
+        self.iter().find(|(_, e)| !e.dropped).is_some_and(|(oldest, _)| oldest == slot)
+    }
+
+    /// What the segment `own` says in its live record: all older ones that exist.
+    pub(crate) fn listed(&self, own: u64) -> Vec<u64> {
+        let listed = |(_, e): &(usize, &Extant)| e.segment.id < own && !e.dropped;
+        self.iter().filter(listed).map(|(_, e)| e.segment.id).collect()
+    }
+
+    /// The ids of all, in order.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u64> + '_ {
+        self.by_id.keys().copied()
+    }
+
+    /// All, in order, with their slots.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &Extant)> {
+        self.by_id.values().map(|&slot| (slot, self.get(slot)))
+    }
+
+    pub(crate) fn set_len(&mut self, slot: usize, len: u64) {
+        let extant = self.get_mut(slot);
+        let before = std::mem::replace(&mut extant.len, len);
+        self.len = self.len - before + len;
+    }
+
+    /// The keydir points to this record now.
+    pub(crate) fn add_live(&mut self, place: Place) {
+        let len = place.len() as u64;
+        let extant = self.get_mut(place.slot());
+        extant.live_bytes += len;
+        extant.live_records += 1;
+        self.live_bytes += len;
+    }
+
+    /// The keydir does not point to this record any more.
+    pub(crate) fn sub_live(&mut self, place: Place) {
+        let len = place.len() as u64;
+        let extant = self.get_mut(place.slot());
+        extant.live_bytes -= len;
+        extant.live_records -= 1;
+        self.live_bytes -= len;
+    }
+
+    /// Bytes that all segments hold, and how many of them are alive.
+    pub(crate) fn totals(&self) -> (u64, u64) {
+        (self.len, self.live_bytes)
+    }
+
+    /// The segment in a slot, to be read.
+    pub(crate) fn to_read(&mut self, slot: usize) -> Rc<Segment> {
+        self.uses += 1;
+        let uses = self.uses;
+        let segment = Rc::clone(&self.get(slot).segment);
+        segment.used.set(uses);
+        if !segment.is_open() {
+            self.open += 1;
+            if self.open > MAX_OPEN {
+                self.bound_open(MAX_OPEN - MAX_OPEN / 4);
+            }
+        }
+        segment
+    }
+
+    /// Closes the files that were used least, down to so many.
+    pub(crate) fn bound_open(&mut self, keep: usize) {
+        // The active segment stays open: it is written to.
+        let open = |extant: &&Extant| extant.segment.is_open() && extant.seal.is_some();
+        let mut segments: Vec<_> =
+            self.slots.iter().flatten().filter(open).map(|e| &e.segment).collect();
+        self.open = segments.len();
+        if segments.len() > keep {
+            segments.sort_by_key(|segment| segment.used.get());
+            let surplus = segments.len() - keep;
+            segments[..surplus].iter().for_each(|segment| segment.close_file());
+            self.open = keep;
+        }
+    }
+
+    /// The sealed segment with the largest share of garbage, if it is worth while, with at most so
+    /// many live bytes.
+    pub(crate) fn victim(&self, most_live: u64) -> Option<usize> {
+        let worth = |(_, e): &(usize, &Extant)| {
+            e.can_merge() && e.live_bytes <= most_live && e.garbage() * 10 >= e.len
+        };
+        let share = |e: &Extant| e.garbage() * 1000 / e.len.max(1);
+        // Of equals the oldest: it holds up tombstones.
+        let by_share = |a: &(usize, &Extant), b: &(usize, &Extant)| {
+            share(a.1).cmp(&share(b.1)).then(b.1.segment.id.cmp(&a.1.segment.id))
+        };
+        self.iter().filter(worth).max_by(by_share).map(|(slot, _)| slot)
+    }
+}
