@@ -18,7 +18,7 @@ use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 // ---- a simulated driver ---------------------------------------------------------------------
 
@@ -169,6 +169,25 @@ impl State {
                     None => -libc::ENOENT,
                 }
             }
+            // A disk that is not there.
+            Request::List { out, .. } => {
+                // SAFETY: the executor keeps the memory until the completion.
+                unsafe { *out = vec!["made".into(), "up".into()] };
+                0
+            }
+            Request::Space { out, .. } => {
+                // SAFETY: the executor keeps the memory until the completion.
+                let out = unsafe { &mut *out };
+                (out.total, out.free) = (1 << 50, 1 << 49);
+                0
+            }
+            Request::Stat { out, .. } => {
+                // SAFETY: the executor keeps the memory until the completion.
+                let out = unsafe { &mut *out };
+                (out.stx_size, out.stx_blocks) = (1 << 40, 3);
+                (out.stx_dio_mem_align, out.stx_dio_offset_align) = (8, 4096);
+                0
+            }
             // Not a request that the tests leave pending.
             Request::CancelFd { .. } => -libc::ENOENT,
             _ => -libc::EOPNOTSUPP,
@@ -248,6 +267,10 @@ unsafe impl Driver for SimDriver {
     fn now(&self) -> Instant {
         let state = self.0.borrow();
         state.start + state.now
+    }
+
+    fn wall(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + self.0.borrow().now
     }
 }
 
@@ -354,6 +377,28 @@ fn other_threads_reach_an_executor_on_any_driver() {
     });
     executor.run().unwrap();
     watch.join().unwrap();
+}
+
+/// All that a store asks of the world outside, the driver answers.
+#[test]
+fn names_space_and_the_time_of_day_are_those_of_the_driver() {
+    let _dog = Watchdog::new();
+    let sim = Sim::new(|_| Fate::After(Duration::from_secs(1)));
+    let fd = Fd::from(disk_file()); // no directory
+    sim.executor().block_on(async {
+        assert_eq!(rt::list(&fd).await.unwrap(), ["made", "up"]);
+        let space = rt::free_space(&fd).await.unwrap();
+        assert_eq!((space.total, space.free), (1 << 50, 1 << 49));
+        let stat = rt::stat(&fd).await.unwrap();
+        assert_eq!((stat.len, stat.allocated), (1 << 40, 3 * 512));
+        let direct = stat.direct.unwrap();
+        assert_eq!((direct.memory, direct.offset), (8, 4096));
+        assert_eq!(rt::wall(), SystemTime::UNIX_EPOCH + Duration::from_secs(3));
+    });
+    // A ring's is everybody's.
+    let before = SystemTime::now();
+    let wall = common::executor().block_on(async { rt::wall() });
+    assert!(before <= wall && wall <= SystemTime::now(), "unless the clock was set just now");
 }
 
 // ---- (b) late and transiently failing -------------------------------------------------------

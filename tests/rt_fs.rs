@@ -241,6 +241,37 @@ fn files_are_made_renamed_and_removed_by_path_and_below_a_directory() {
 }
 
 #[test]
+fn a_linked_file_is_one_file_under_two_names() {
+    let _dog = Watchdog::new();
+    let root = disk_dir();
+    let path = |name: &str| root.path().join(name);
+    std::fs::create_dir(path("sub")).unwrap();
+    let (dir, sub) = (open_dir(root.path()), open_dir(&path("sub")));
+    std::fs::write(path("a"), "here").unwrap();
+    std::fs::write(path("taken"), "other").unwrap();
+    executor().block_on(async {
+        let (a, b) = (Path::new("a"), Path::new("b"));
+        rt::link(Some(&dir), a, Some(&sub), b).await.unwrap();
+        assert_eq!(path("a").metadata().unwrap().ino(), path("sub/b").metadata().unwrap().ino());
+        rt::unlink(Some(&dir), a).await.unwrap();
+        assert_eq!(std::fs::read(path("sub/b")).unwrap(), b"here");
+        rt::link(None, &path("sub/b"), None, &path("c")).await.unwrap();
+        assert_eq!(path("c").metadata().unwrap().nlink(), 2);
+        // Never over a file that is there.
+        let taken = rt::link(Some(&sub), b, Some(&dir), Path::new("taken")).await;
+        assert_eq!(errno(taken), libc::EEXIST);
+        assert_eq!(std::fs::read(path("taken")).unwrap(), b"other");
+        assert_eq!(errno(rt::link(Some(&dir), a, Some(&sub), a).await), libc::ENOENT);
+        // A link that leads nowhere gets a second name like any file.
+        std::os::unix::fs::symlink("nowhere", path("symbolic")).unwrap();
+        rt::link(Some(&dir), Path::new("symbolic"), Some(&dir), Path::new("again")).await.unwrap();
+        assert_eq!(std::fs::read_link(path("again")).unwrap(), Path::new("nowhere"));
+        let zero = rt::link(None, Path::new("a\0b"), None, b).await.unwrap_err();
+        assert_eq!(zero.kind(), ErrorKind::InvalidInput);
+    });
+}
+
+#[test]
 fn a_file_grows_shrinks_and_reserves_space() {
     let _dog = Watchdog::new();
     let file = disk_file();

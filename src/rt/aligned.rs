@@ -21,7 +21,8 @@ use std::ptr::NonNull;
 /// capacity, and write such a length.
 ///
 /// Like a `Vec<u8>` it has room for its whole capacity, and is exactly as long as what was read.
-/// Becomes [`Bytes`] without a copy.
+/// Becomes [`Bytes`] without a copy. Each takes up to `ALIGN` bytes of memory more than its
+/// capacity: not for keeping many small ones.
 pub struct AlignedBuf {
     ptr: NonNull<u8>,
     len: usize,
@@ -238,5 +239,202 @@ unsafe impl IoBufMut for AlignedBuf {
 
     unsafe fn filled(&mut self, _start: usize, end: usize) {
         self.len = end; // initialised, and within the capacity, as the caller says
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What the invariants say.
+    fn check(buf: &AlignedBuf) {
+        assert!(buf.len() <= buf.capacity());
+        assert_eq!(buf.capacity() % AlignedBuf::GRAIN, 0);
+        if buf.capacity() > 0 {
+            assert_eq!(buf.as_ptr().addr() % AlignedBuf::ALIGN, 0);
+        }
+    }
+
+    fn filled(bytes: &[u8]) -> AlignedBuf {
+        let mut buf = AlignedBuf::new();
+        buf.extend_from_slice(bytes);
+        buf
+    }
+
+    #[test]
+    fn nothing_is_allocated_for_nothing() {
+        for mut buf in [AlignedBuf::new(), AlignedBuf::default(), AlignedBuf::with_capacity(0)] {
+            buf.extend_from_slice(&[]);
+            buf.resize(0);
+            buf.reserve(0);
+            buf.shrink_to(0);
+            buf.truncate(3);
+            buf.clear();
+            assert_eq!((buf.len(), buf.capacity(), IoBufMut::room(&buf)), (0, 0, 0));
+            assert!(buf.is_empty() && buf[..].is_empty() && buf[..].iter_mut().next().is_none());
+            assert_eq!(Bytes::from(buf), Bytes::new());
+        }
+    }
+
+    #[test]
+    fn capacities_are_rounded_up_and_never_more() {
+        for (asked, got) in [(1, 512), (512, 512), (513, 1024), (4096, 4096), (5000, 5120)] {
+            let buf = AlignedBuf::with_capacity(asked);
+            check(&buf);
+            assert_eq!((buf.capacity(), buf.len()), (got, 0));
+        }
+    }
+
+    #[test]
+    fn it_grows_by_doubling_and_shrinks_to_what_it_holds() {
+        let mut buf = filled(&[1; 600]);
+        assert_eq!(buf.capacity(), 1024);
+        buf.reserve(424);
+        assert_eq!(buf.capacity(), 1024, "there is room");
+        buf.reserve(425);
+        assert_eq!(buf.capacity(), 2048);
+        buf.reserve(9000);
+        assert_eq!(buf.capacity(), 9728, "what is asked for, if that is more");
+        buf.shrink_to(2000);
+        assert_eq!(buf.capacity(), 2048);
+        buf.shrink_to(5000);
+        assert_eq!(buf.capacity(), 2048, "it does not grow");
+        buf.shrink_to(0);
+        assert_eq!(buf.capacity(), 1024);
+        assert_eq!(buf[..], [1; 600]);
+        buf.clear();
+        assert_eq!(buf.capacity(), 1024, "clear keeps the memory");
+        buf.shrink_to(0);
+        assert_eq!(buf.capacity(), 0);
+        buf.extend_from_slice(b"again");
+        assert_eq!(&buf[..], b"again");
+        check(&buf);
+    }
+
+    #[test]
+    fn zeroes_take_the_place_of_what_was_cut_off() {
+        let mut buf = filled(&[7; 100]);
+        buf.truncate(10);
+        buf.resize(20);
+        assert_eq!(buf[..10], [7; 10]);
+        assert_eq!(buf[10..], [0; 10]);
+        buf.resize(5);
+        assert_eq!(buf[..], [7; 5]);
+        buf[4] = 8;
+        assert_eq!(buf[..], [7, 7, 7, 7, 8]);
+    }
+
+    #[test]
+    fn as_a_buffer_it_has_its_whole_capacity_and_is_as_long_as_what_was_read() {
+        let mut buf = filled(b"longer than what comes");
+        assert_eq!((IoBuf::len(&buf), buf.room()), (22, 512));
+        assert_eq!(buf.ptr(), buf.as_ptr());
+        // SAFETY: within the room.
+        unsafe { buf.ptr_mut().copy_from(b"read".as_ptr(), 4) };
+        // SAFETY: just written.
+        unsafe { buf.filled(0, 4) };
+        assert_eq!(&buf[..], b"read");
+        let mut part = buf.part(4..600);
+        assert_eq!((part.len(), part.room()), (0, 508));
+        // SAFETY: within the room.
+        unsafe { part.ptr_mut().copy_from(b"more".as_ptr(), 4) };
+        // SAFETY: just written.
+        unsafe { part.filled(0, 4) };
+        assert_eq!(&part.into_inner()[..], b"readmore");
+    }
+
+    #[test]
+    fn as_bytes_it_is_the_same_memory_also_on_another_thread() {
+        let buf = filled(b"the value");
+        let address = buf.as_ptr().addr();
+        let bytes = Bytes::from(buf);
+        assert_eq!(bytes.as_ptr().addr(), address);
+        let part = bytes.slice(4..);
+        drop(bytes);
+        std::thread::spawn(move || assert_eq!(&part[..], b"value")).join().unwrap();
+    }
+
+    #[test]
+    fn a_capacity_beyond_all_memory_panics_and_harms_nothing() {
+        let mut buf = filled(b"kept");
+        for more in [usize::MAX, usize::MAX - 600, isize::MAX.unsigned_abs()] {
+            let grow = std::panic::AssertUnwindSafe(|| buf.reserve(more));
+            assert!(std::panic::catch_unwind(grow).is_err());
+            assert_eq!((&buf[..], buf.capacity()), (b"kept".as_slice(), 512));
+        }
+    }
+
+    #[test]
+    fn what_it_says_of_itself_is_its_size_and_not_its_bytes() {
+        let text = format!("{:?}", filled(b"secret"));
+        assert_eq!(text, "AlignedBuf { len: 6, capacity: 512, .. }");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Extend(Vec<u8>),
+        Resize(usize),
+        Truncate(usize),
+        Clear,
+        Reserve(usize),
+        ShrinkTo(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let size = 0_usize..3000;
+        prop_oneof![
+            4 => prop::collection::vec(any::<u8>(), 0..1500).prop_map(Step::Extend),
+            2 => size.clone().prop_map(Step::Resize),
+            1 => size.clone().prop_map(Step::Truncate),
+            1 => Just(Step::Clear),
+            1 => size.clone().prop_map(Step::Reserve),
+            2 => size.prop_map(Step::ShrinkTo),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: if cfg!(miri) { 4 } else { 256 },
+            failure_persistence: None, // it looks for a file, which Miri does not let it
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn it_holds_what_a_vector_holds(steps in prop::collection::vec(step(), 0..20)) {
+            let (mut buf, mut model) = (AlignedBuf::new(), Vec::new());
+            for step in steps {
+                match step {
+                    Step::Extend(bytes) => {
+                        buf.extend_from_slice(&bytes);
+                        model.extend_from_slice(&bytes);
+                    }
+                    Step::Resize(len) => {
+                        buf.resize(len);
+                        model.resize(len, 0);
+                    }
+                    Step::Truncate(len) => {
+                        buf.truncate(len);
+                        model.truncate(len);
+                    }
+                    Step::Clear => {
+                        buf.clear();
+                        model.clear();
+                    }
+                    Step::Reserve(more) => {
+                        buf.reserve(more);
+                        prop_assert!(buf.capacity() - buf.len() >= more);
+                    }
+                    Step::ShrinkTo(capacity) => {
+                        let before = buf.capacity();
+                        buf.shrink_to(capacity);
+                        let least = capacity.max(buf.len()).next_multiple_of(AlignedBuf::GRAIN);
+                        prop_assert_eq!(buf.capacity(), least.min(before));
+                    }
+                }
+                check(&buf);
+                prop_assert!(buf[..] == model[..]);
+            }
+        }
     }
 }

@@ -78,7 +78,7 @@ fn parse(mut entries: &[u8], names: &mut Vec<OsString>) -> Option<()> {
     Some(())
 }
 
-#[expect(clippy::useless_conversion, reason = "the fields are narrower on some hosts")]
+#[allow(clippy::useless_conversion, reason = "the fields are narrower on some hosts")]
 fn space(fd: RawFd) -> io::Result<FsSpace> {
     let mut out = MaybeUninit::<libc::statvfs>::zeroed();
     // SAFETY: writes to `out` before it returns.
