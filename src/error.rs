@@ -36,10 +36,18 @@ pub enum Error {
     /// device. The outcome of the writes that waited is unknown, later ones did not happen, and
     /// reads go on. Close the store, mend the cause, and open it again: it recovers from the device.
     Poisoned {
-        /// The partition's log.
+        /// The partition's directory.
         path: PathBuf,
         /// The error that did it.
         cause: Arc<io::Error>,
+    },
+    /// There is no room for puts: the disk, a quota or a limit is full. Nothing was written. Gets,
+    /// deletes and merges go on, from a reserve; make room, and puts work again.
+    Full {
+        /// The partition's directory.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
     },
     /// The store was closed, by this handle or a clone of it, or the partition's ring has failed. If
     /// a write was under way, its outcome is unknown.
@@ -112,6 +120,11 @@ impl fmt::Display for Error {
                  open it again",
                 path.display()
             ),
+            Self::Full { path, source } => write!(
+                f,
+                "no room in {} ({source}): make room on the disk, or delete and let merges do it",
+                path.display()
+            ),
             Self::Closed => f.write_str("the store is closed"),
             Self::Locked { path, holder } => {
                 write!(f, "the store is open elsewhere: {} is locked", path.display())?;
@@ -144,7 +157,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Io { source, .. } => Some(source),
+            Self::Io { source, .. } | Self::Full { source, .. } => Some(source),
             Self::Poisoned { cause, .. } => Some(cause),
             Self::Runtime(error) => Some(error),
             Self::Stop(error) => Some(error),

@@ -21,15 +21,17 @@
 //!
 //! | Module | What lives there |
 //! |---|---|
-//! | `store`, `options`, `open`, `reply` | the front door |
+//! | `store`, `bulk`, `options`, `open`, `reply` | the front door |
 //! | `router` | from a key to the thread that owns it, with a bound |
-//! | `partition` | one log, its keydir, group commit |
-//! | `log` | files of checksummed records, and how they are recovered |
-//! | `limits`, `error`, `stats` | what is bounded, what can go wrong, what is counted |
+//! | `partition` | one log: its keydir, group commit, merges, recovery |
+//! | `log` | segments of checksummed records, and their hints |
+//! | `limits`, `durability`, `error`, `stats`, `report` | what is bounded, promised, wrong, counted, found |
 //! | [`rt`] | the runtime: usable on its own |
 
 #![deny(unsafe_code)] // but for the few files of `rt` that say why
 
+mod bulk;
+mod durability;
 mod error;
 mod limits;
 mod log;
@@ -37,15 +39,22 @@ mod open;
 mod options;
 mod partition;
 mod reply;
+mod report;
 mod router;
 pub mod rt;
 mod stats;
 mod store;
 
+pub use bulk::{Entry, Scan, VerifyReport};
 pub use bytes::Bytes;
+pub use durability::Durability;
 pub use error::{Error, Result};
-pub use limits::{MAX_KEY_LEN, MAX_PARTITIONS, MAX_VALUE_LEN, QUEUE_BYTES, REQUEST_OVERHEAD};
-pub use options::Builder;
+pub use limits::{
+    MAX_KEY_LEN, MAX_PARTITIONS, MAX_SEGMENT_BYTES, MAX_VALUE_LEN, MIN_SEGMENT_BYTES, QUEUE_BYTES,
+    REQUEST_OVERHEAD, SEGMENT_BYTES,
+};
+pub use options::{Builder, PutOptions};
 pub use reply::Reply;
+pub use report::{OpenReport, PartitionReport};
 pub use stats::{PartitionStats, Stats};
 pub use store::Store;

@@ -18,3 +18,13 @@ pub const QUEUE_BYTES: usize = 64 << 20;
 
 /// What a request counts for besides its key and value.
 pub const REQUEST_OVERHEAD: usize = 1024;
+
+/// How large a segment of the log grows, unless the builder says otherwise: 32 MiB. Small enough
+/// that a merge is soon done and space comes back soon, large enough that making files is rare.
+pub const SEGMENT_BYTES: u64 = 32 << 20;
+
+/// The smallest segments that can be asked for: 64 KiB. Made for tests.
+pub const MIN_SEGMENT_BYTES: u64 = 64 << 10;
+
+/// The largest segments that can be asked for: 256 MiB. Where a record lies has to fit 64 bits.
+pub const MAX_SEGMENT_BYTES: u64 = 256 << 20;

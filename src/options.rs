@@ -1,9 +1,12 @@
 //! [`Builder`]: everything that can be chosen. It keeps to the limits before anything is touched.
 
+use crate::durability::Durability;
 use crate::error::{Error, Result};
-use crate::limits::MAX_PARTITIONS;
+use crate::limits::{MAX_PARTITIONS, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, SEGMENT_BYTES};
+use crate::partition::{Condition, Expiry};
 use crate::store::Store;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How a store is opened. From [`Store::builder`].
 #[derive(Clone, Debug)]
@@ -12,11 +15,21 @@ pub struct Builder {
     pub(crate) dir: PathBuf,
     pub(crate) partitions: usize,
     pub(crate) threads: Option<usize>,
+    pub(crate) durability: Durability,
+    pub(crate) segment_bytes: u64,
+    pub(crate) salvage: bool,
 }
 
 impl Builder {
     pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), partitions: 1, threads: None }
+        Self {
+            dir: dir.to_owned(),
+            partitions: 1,
+            threads: None,
+            durability: Durability::Sync,
+            segment_bytes: SEGMENT_BYTES,
+            salvage: false,
+        }
     }
 
     /// How many logs the keys are spread over, 1 to [`MAX_PARTITIONS`]. Fixed when the store is
@@ -33,6 +46,31 @@ impl Builder {
         self
     }
 
+    /// When writes are acknowledged that do not say so themselves. Default [`Durability::Sync`].
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// How large a segment of the log grows, from [`MIN_SEGMENT_BYTES`] to [`MAX_SEGMENT_BYTES`].
+    /// It need not be the same each time. Default [`SEGMENT_BYTES`].
+    pub fn segment_bytes(mut self, bytes: u64) -> Self {
+        self.segment_bytes = bytes;
+        self
+    }
+
+    /// Opens a damaged store with what of it is whole. Each damaged file is first copied to the
+    /// folder `quarantine` in the store's directory, then what validates in it is kept, and the
+    /// rest is gone. [`Store::open_report`] says what that was.
+    ///
+    /// **Values can be lost by this, and older values or deleted keys come back** where the record
+    /// that replaced them was damaged. Without damage it changes nothing. Default: a damaged store
+    /// is refused, and not changed.
+    pub fn salvage(mut self, salvage: bool) -> Self {
+        self.salvage = salvage;
+        self
+    }
+
     /// Opens the store, or makes it. Blocks while it recovers.
     ///
     /// # Errors
@@ -45,11 +83,83 @@ impl Builder {
         if self.threads == Some(0) {
             return Err(Error::InvalidOptions("a store needs at least one thread"));
         }
+        if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&self.segment_bytes) {
+            return Err(Error::InvalidOptions("a segment has 64 KiB to 256 MiB"));
+        }
         Store::open_with(&self)
     }
 
     pub(crate) fn thread_count(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         self.threads.unwrap_or(cores).min(self.partitions)
+    }
+}
+
+/// How one put is to be done. For [`Store::put_with`].
+///
+/// ```
+/// use ringlog::{Durability, PutOptions};
+/// use std::time::Duration;
+///
+/// let session = PutOptions::new().ttl(Duration::from_secs(3600)).durability(Durability::Buffered);
+/// let create = PutOptions::new().if_absent();
+/// let swap = PutOptions::new().if_version(17);
+/// # drop((session, create, swap));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "options do nothing until they are given to a put"]
+pub struct PutOptions {
+    pub(crate) expiry: Option<Expiry>,
+    pub(crate) durability: Option<Durability>,
+    pub(crate) condition: Condition,
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl PutOptions {
+    /// An unconditional put without an expiry, as durable as the store's are.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The entry is not there any more when this time has passed. In milliseconds; the store's
+    /// clock never goes back.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.expiry = Some(Expiry::After(millis(ttl)));
+        self
+    }
+
+    /// The entry is not there any more from this time on.
+    pub fn expires_at(mut self, time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.expiry = Some(Expiry::At(millis(since)));
+        self
+    }
+
+    /// When this put is acknowledged, whatever the store's default is.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = Some(durability);
+        self
+    }
+
+    /// Only if the key is not there. The last of the three conditions counts.
+    pub fn if_absent(mut self) -> Self {
+        self.condition = Condition::Absent;
+        self
+    }
+
+    /// Only if the key is there.
+    pub fn if_present(mut self) -> Self {
+        self.condition = Condition::Present;
+        self
+    }
+
+    /// Only if the key is there with this version, as [`Store::get_entry`] or an earlier put told
+    /// it. Each write gives a key a version that it never had before.
+    pub fn if_version(mut self, version: u64) -> Self {
+        self.condition = Condition::Version(version);
+        self
     }
 }

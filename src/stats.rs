@@ -12,11 +12,21 @@ pub struct Stats {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PartitionStats {
-    /// Keys that are there.
+    /// Keys that are there. Those that have expired count until a merge comes by.
     pub keys: u64,
-    /// Length of the log in bytes.
+    /// Files of the log.
+    pub segments: u64,
+    /// Bytes in them, and how many of these are live records. The rest is garbage.
     pub log_bytes: u64,
-    /// Groups committed since opening: each one write and one fdatasync.
+    /// See `log_bytes`.
+    pub live_bytes: u64,
+    /// Memory of the index.
+    pub index_bytes: u64,
+    /// Segments merged away since opening, and bytes of live records that were copied for it.
+    pub merges: u64,
+    /// See `merges`.
+    pub bytes_merged: u64,
+    /// Groups committed since opening: each one write, and one sync if a write in it asked for that.
     pub commits: u64,
     /// Puts and deletes committed since opening.
     pub records: u64,
@@ -29,7 +39,12 @@ impl Stats {
     pub fn total(&self) -> PartitionStats {
         self.partitions.iter().fold(PartitionStats::default(), |sum, p| PartitionStats {
             keys: sum.keys + p.keys,
+            segments: sum.segments + p.segments,
             log_bytes: sum.log_bytes + p.log_bytes,
+            live_bytes: sum.live_bytes + p.live_bytes,
+            index_bytes: sum.index_bytes + p.index_bytes,
+            merges: sum.merges + p.merges,
+            bytes_merged: sum.bytes_merged + p.bytes_merged,
             commits: sum.commits + p.commits,
             records: sum.records + p.records,
             bytes_written: sum.bytes_written + p.bytes_written,

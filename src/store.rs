@@ -2,15 +2,22 @@
 //!
 //! Invariants: no length goes further down unchecked; after `close` no clone of it does anything.
 
+use crate::bulk::{Entry, Scan, VerifyReport, ask_all, time_of};
+use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::limits::{MAX_KEY_LEN, MAX_VALUE_LEN};
+use crate::log::record::body_sum;
 use crate::log::superblock::{Superblock, sync_dir};
-use crate::open::{check_no_records, create, lock_dir, make_dir, open_partitions, sync_name};
-use crate::options::Builder;
-use crate::partition::Partition;
+use crate::open::{
+    check_no_records, create, lock_dir, make_backup_dirs, make_dir, open_partitions, sync_name,
+};
+use crate::options::{Builder, PutOptions};
+use crate::partition::keydir::Digest;
+use crate::partition::{BackupPart, Found, Partition, Put};
 use crate::reply::Reply;
+use crate::report::OpenReport;
 use crate::router::Router;
-use crate::rt::{Runtime, RuntimeConfig};
+use crate::rt::{Owned, Runtime, RuntimeConfig};
 use crate::stats::Stats;
 use bytes::Bytes;
 use std::fmt;
@@ -52,8 +59,11 @@ pub struct Store {
 
 struct Inner {
     dir: PathBuf,
+    durability: Durability,
+    superblock: Superblock,
+    report: OpenReport,
     closed: AtomicBool,
-    router: Router,
+    router: Arc<Router>,
     runtime: Mutex<Option<Runtime>>,
 }
 
@@ -97,39 +107,83 @@ impl Store {
         sync_dir(dir)?;
         let superblock = match found {
             Some(superblock) => superblock,
-            None => create(dir, options.partitions, &runtime)?,
+            None => create(dir, options.partitions)?,
         };
-        let partitions = open_partitions(dir, superblock, &runtime, &Arc::new(lock))?;
+        let (partitions, report) =
+            open_partitions(options, superblock, &runtime, &Arc::new(lock))?;
         let inner = Inner {
             dir: dir.clone(),
+            durability: options.durability,
+            superblock,
+            report,
             closed: AtomicBool::new(false),
-            router: Router::new(superblock.secret, partitions),
+            router: Arc::new(Router::new(superblock.secret, partitions)),
             runtime: Mutex::new(Some(runtime)),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// What opening the store found, and what it did about it.
+    pub fn open_report(&self) -> &OpenReport {
+        &self.inner.report
+    }
+
+    // ---- single keys ------------------------------------------------------------------------
+
     /// Stores a value under a key, over any value that it has.
     ///
-    /// When it resolves to `Ok`, the value is durable, and every later `get` sees it. Dropping the
-    /// future once it was polled leaves the outcome unknown, but whole: the old value or the new.
+    /// When it resolves to `Ok`, the value is as durable as the store's [`Durability`] says, and
+    /// every later `get` sees it. Dropping the future once it was polled leaves the outcome unknown,
+    /// but whole: the old value or the new. The empty key and the empty value are like any other.
     ///
     /// # Errors
     ///
-    /// [`Error::KeyTooLarge`], [`Error::ValueTooLarge`], [`Error::Poisoned`], [`Error::Closed`].
+    /// [`Error::KeyTooLarge`], [`Error::ValueTooLarge`], [`Error::Full`], [`Error::Poisoned`],
+    /// [`Error::Closed`].
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Reply<()> {
         let (key, value) = (key.as_ref(), value.as_ref());
-        if value.len() > MAX_VALUE_LEN {
-            return Reply::error(Error::ValueTooLarge { len: value.len() });
+        match self.new_put(key, value, PutOptions::new()) {
+            Ok(put) => {
+                let put = self.send_put(put);
+                Reply::new(async move { put.await.map(drop) })
+            }
+            Err(error) => Reply::error(error),
         }
-        let value = Bytes::copy_from_slice(value);
-        self.with_key(key, move |inner, key| async move {
-            let (digest, bytes) = (inner.router.digest(&key), key.len() + value.len());
-            let work = move |partition: Rc<Partition>| async move {
-                partition.put(digest, &key, &value).await
-            };
-            inner.router.send(digest, bytes, work).await
-        })
+    }
+
+    /// [`put`](Self::put) with an expiry, a durability of its own, or a condition. Resolves to the
+    /// version that the entry has now, or to `None` if the condition did not hold.
+    ///
+    /// A condition is judged where the entry lives, in the order of all its writes: of many callers
+    /// that swap the same version, one succeeds.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # ringlog::rt::block_on(async {
+    /// # use ringlog::{PutOptions, Store};
+    /// let store = Store::open(dir.path(), 1)?;
+    /// let first = store.put_with("leader", "a", PutOptions::new().if_absent()).await?;
+    /// assert!(store.put_with("leader", "b", PutOptions::new().if_absent()).await?.is_none());
+    /// let swap = PutOptions::new().if_version(first.unwrap());
+    /// assert!(store.put_with("leader", "b", swap).await?.is_some());
+    /// # store.close().await
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put), and those of reading the entry: [`Error::Corrupt`], [`Error::Io`].
+    pub fn put_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: PutOptions,
+    ) -> Reply<Option<u64>> {
+        match self.new_put(key.as_ref(), value.as_ref(), options) {
+            Ok(put) => self.send_put(put),
+            Err(error) => Reply::error(error),
+        }
     }
 
     /// The value of a key, if it has one: one read of the disk, and checked against its checksum.
@@ -138,27 +192,169 @@ impl Store {
     ///
     /// [`Error::KeyTooLarge`], [`Error::Corrupt`], [`Error::Io`], [`Error::Closed`].
     pub fn get(&self, key: impl AsRef<[u8]>) -> Reply<Option<Bytes>> {
-        self.with_key(key.as_ref(), move |inner, key| async move {
-            let (digest, bytes) = (inner.router.digest(&key), key.len());
-            let work =
-                move |partition: Rc<Partition>| async move { partition.get(digest, &key).await };
-            inner.router.send(digest, bytes, work).await
+        self.with_key(key.as_ref(), |partition, digest, key| async move {
+            Ok(partition.get(digest, &key).await?.map(|found| found.value))
         })
     }
 
-    /// Removes a key. Resolves to whether it was there; durable then.
+    /// [`get`](Self::get) with the entry's version and expiry.
     ///
     /// # Errors
     ///
-    /// [`Error::KeyTooLarge`], [`Error::Poisoned`], [`Error::Closed`].
-    pub fn delete(&self, key: impl AsRef<[u8]>) -> Reply<bool> {
-        self.with_key(key.as_ref(), move |inner, key| async move {
-            let (digest, bytes) = (inner.router.digest(&key), key.len());
-            let work =
-                move |partition: Rc<Partition>| async move { partition.delete(digest, &key).await };
-            inner.router.send(digest, bytes, work).await
+    /// As [`get`](Self::get).
+    pub fn get_entry(&self, key: impl AsRef<[u8]>) -> Reply<Option<Entry>> {
+        self.with_key(key.as_ref(), |partition, digest, key| async move {
+            let found = partition.get(digest, &key).await?;
+            Ok(found.map(|Found { value, version, expiry }| Entry {
+                key,
+                value,
+                version,
+                expires_at: time_of(expiry),
+            }))
         })
     }
+
+    /// Whether a key is there. Reads nothing, unless the entry has an expiry.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Reply<bool> {
+        self.with_key(key.as_ref(), |partition, digest, key| async move {
+            partition.contains(digest, &key).await
+        })
+    }
+
+    /// Removes a key. Resolves to whether it was there, as durable then as a put. It needs no room
+    /// that a full disk would not have.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::KeyTooLarge`], [`Error::Poisoned`], [`Error::Closed`], and those of a read if the
+    /// entry has an expiry.
+    pub fn delete(&self, key: impl AsRef<[u8]>) -> Reply<bool> {
+        let durability = self.inner.durability;
+        self.with_key(key.as_ref(), move |partition, digest, key| async move {
+            partition.delete(digest, key, durability).await
+        })
+    }
+
+    /// Replaces an entry by what `f` makes of its value: `None` is no entry, before and after.
+    /// Resolves to the new value.
+    ///
+    /// `f` runs once, on the thread that owns the key, and nothing comes between its look and the
+    /// write; so it must be quick, and must not block. The entry keeps its expiry. A panic of `f`
+    /// changes nothing and resolves to [`Error::Bug`].
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # ringlog::rt::block_on(async {
+    /// # let store = ringlog::Store::open(dir.path(), 1)?;
+    /// let count = |old: Option<&[u8]>| {
+    ///     let n = old.map_or(0, |old| u64::from_le_bytes(old.try_into().unwrap()));
+    ///     Some((n + 1).to_le_bytes().to_vec())
+    /// };
+    /// store.update("visits", count).await?;
+    /// assert_eq!(store.update("visits", count).await?.unwrap()[0], 2);
+    /// # store.close().await
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`put_with`](Self::put_with).
+    pub fn update<F>(&self, key: impl AsRef<[u8]>, f: F) -> Reply<Option<Bytes>>
+    where
+        F: FnOnce(Option<&[u8]>) -> Option<Vec<u8>> + Send + 'static,
+    {
+        let durability = self.inner.durability;
+        self.with_key(key.as_ref(), move |partition, digest, key| async move {
+            partition.update(digest, key, f, durability).await
+        })
+    }
+
+    // ---- many keys --------------------------------------------------------------------------
+
+    /// The values of many keys, in their order: one request to each partition that is concerned, its
+    /// reads in flight together. Not a snapshot: writes may come between.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get), for any of the keys.
+    pub fn get_many<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Reply<Vec<Option<Bytes>>> {
+        let inner = Arc::clone(&self.inner);
+        let router = &inner.router;
+        let mut parts = vec![(Vec::new(), Vec::new(), 0); router.partitions()];
+        let mut count = 0;
+        for key in keys {
+            let key = key.as_ref();
+            if key.len() > MAX_KEY_LEN {
+                return Reply::error(Error::KeyTooLarge { len: key.len() });
+            }
+            let digest = router.digest(key);
+            let (places, keys, bytes) = &mut parts[digest.partition(router.partitions())];
+            places.push(count);
+            keys.push((digest, Bytes::copy_from_slice(key)));
+            *bytes += key.len();
+            count += 1;
+        }
+        Reply::new(async move {
+            inner.check_open()?;
+            let parts = parts.into_iter().enumerate().filter(|(_, (places, ..))| !places.is_empty());
+            let (mut order, mut asks) = (Vec::new(), Vec::new());
+            for (index, (places, keys, bytes)) in parts {
+                let router = Arc::clone(&inner.router);
+                order.push(places);
+                asks.push(Reply::new(async move {
+                    let work = move |p: Rc<Partition>| async move { p.get_many(keys).await };
+                    router.send_to(index, bytes, work).await
+                }));
+            }
+            let mut values = vec![None; count];
+            for (places, answers) in order.into_iter().zip(ask_all(asks).await?) {
+                for (place, value) in places.into_iter().zip(answers) {
+                    values[place] = value;
+                }
+            }
+            Ok(values)
+        })
+    }
+
+    /// How many keys there are. Those that have expired count until a merge comes by.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub fn len(&self) -> Reply<u64> {
+        self.on_all(|partition| async move { Ok(partition.len()) }, |lens| lens.iter().sum())
+    }
+
+    /// Whether there are no keys. As [`len`](Self::len).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub fn is_empty(&self) -> Reply<bool> {
+        let ask = |partition: Rc<Partition>| async move { Ok(partition.len()) };
+        self.on_all(ask, |lens| lens.iter().sum::<u64>() == 0)
+    }
+
+    /// All entries, in no order. See [`Scan`].
+    pub fn scan(&self) -> Scan {
+        self.scan_prefix("")
+    }
+
+    /// The entries whose keys begin so, in no order: reads everything, and shows these. See [`Scan`].
+    pub fn scan_prefix(&self, prefix: impl AsRef<[u8]>) -> Scan {
+        let closed = self.inner.check_open().err();
+        Scan::new(Arc::clone(&self.inner.router), Bytes::copy_from_slice(prefix.as_ref()), closed)
+    }
+
+    // ---- the whole store --------------------------------------------------------------------
 
     /// A barrier: when it resolves, every write that was sent before it is durable.
     ///
@@ -167,6 +363,65 @@ impl Store {
     /// [`Error::Poisoned`], [`Error::Closed`].
     pub fn sync(&self) -> Reply<()> {
         self.on_all(|partition| async move { partition.sync().await }, |_| ())
+    }
+
+    /// Merges away all garbage that there is now, and resolves when its space has come back. Not
+    /// needed: merges run by themselves where there is enough garbage.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Full`] if there is no room for what has to be copied, [`Error::Corrupt`],
+    /// [`Error::Io`], [`Error::Poisoned`], [`Error::Closed`].
+    pub fn compact(&self) -> Reply<()> {
+        self.on_all(|partition| async move { partition.compact().await }, |_| ())
+    }
+
+    /// Reads every byte, and checks every sum, the index against the log, and the hints against
+    /// their segments. The store can be used meanwhile. What does not fit is in the report.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if a file cannot be read, [`Error::Closed`].
+    pub fn verify(&self) -> Reply<VerifyReport> {
+        self.on_all(|partition| async move { partition.verify().await }, VerifyReport::of)
+    }
+
+    /// Makes a copy of the store in a new directory, which opens like any store, while this one is
+    /// in use. What was acknowledged when it began is in it, and no write is without those that were
+    /// acknowledged before it, in any partition. Where both are on one file system, sealed segments
+    /// are shared by hard links, so it takes little space and time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], also if the directory is there and not empty; [`Error::Poisoned`],
+    /// [`Error::Closed`]. What was made by then stays there, and is no store.
+    pub fn backup(&self, dir: impl AsRef<Path>) -> Reply<()> {
+        let (inner, dir) = (Arc::clone(&self.inner), dir.as_ref().to_owned());
+        Reply::new(async move {
+            inner.check_open()?;
+            // Names are made by blocking calls, all of them quick.
+            let folders = make_backup_dirs(&dir, inner.router.partitions())?;
+            let router = &inner.router;
+            let parts = ask_all((0..folders.len()).map(|index| {
+                let router = Arc::clone(router);
+                let hold = |partition: Rc<Partition>| async move {
+                    partition.begin_backup().await.map(Owned::new)
+                };
+                Reply::new(async move { router.send_past(index, hold).await })
+            }));
+            let parts: Vec<Owned<BackupPart>> = parts.await?;
+            // All are held at this moment: this is the cut.
+            for part in &parts {
+                drop(part.schedule(|part| async move { part.release() }));
+            }
+            for (part, folder) in parts.iter().zip(folders) {
+                let copy = part.schedule(|part| async move { part.copy_to(&folder).await });
+                copy.await.map_err(Error::from)??;
+            }
+            sync_dir(&dir)?;
+            sync_name(&dir)?;
+            inner.superblock.write(&dir)
+        })
     }
 
     /// What the store has done since it was opened, and what it holds.
@@ -207,10 +462,41 @@ impl Store {
         })
     }
 
+    fn new_put(&self, key: &[u8], value: &[u8], options: PutOptions) -> Result<Put> {
+        if key.len() > MAX_KEY_LEN {
+            return Err(Error::KeyTooLarge { len: key.len() });
+        }
+        if value.len() > MAX_VALUE_LEN {
+            return Err(Error::ValueTooLarge { len: value.len() });
+        }
+        Ok(Put {
+            key: Bytes::copy_from_slice(key),
+            value: Bytes::copy_from_slice(value),
+            sum: body_sum(key, value),
+            expiry: options.expiry,
+            condition: options.condition,
+            durability: options.durability.unwrap_or(self.inner.durability),
+        })
+    }
+
+    /// Sends a put, and makes the reply of what comes back.
+    fn send_put(&self, put: Put) -> Reply<Option<u64>> {
+        let inner = Arc::clone(&self.inner);
+        Reply::new(async move {
+            inner.check_open()?;
+            let digest = inner.router.digest(&put.key);
+            let bytes = put.key.len() + put.value.len();
+            let work = move |partition: Rc<Partition>| async move {
+                partition.put(digest, put).await
+            };
+            inner.router.send(digest, bytes, work).await
+        })
+    }
+
     fn with_key<T, M, F>(&self, key: &[u8], request: M) -> Reply<T>
     where
-        M: FnOnce(Arc<Inner>, Bytes) -> F + Send + 'static,
-        F: Future<Output = Result<T>> + Send + 'static,
+        M: FnOnce(Rc<Partition>, Digest, Bytes) -> F + Send + 'static,
+        F: Future<Output = Result<T>> + 'static,
         T: Send + 'static,
     {
         if key.len() > MAX_KEY_LEN {
@@ -219,7 +505,9 @@ impl Store {
         let (inner, key) = (Arc::clone(&self.inner), Bytes::copy_from_slice(key));
         Reply::new(async move {
             inner.check_open()?;
-            request(inner, key).await
+            let (digest, bytes) = (inner.router.digest(&key), key.len());
+            let work = move |partition: Rc<Partition>| request(partition, digest, key);
+            inner.router.send(digest, bytes, work).await
         })
     }
 
@@ -234,26 +522,11 @@ impl Store {
         let inner = Arc::clone(&self.inner);
         Reply::new(async move {
             inner.check_open()?;
-            let partitions = inner.router.partitions();
-            let mut replies: Vec<Reply<T>> = (0..partitions)
-                .map(|index| {
-                    let inner = Arc::clone(&inner);
-                    Reply::new(async move { inner.router.send_to(index, 0, ask).await })
-                })
-                .collect();
-            // One poll sends each request; then they are awaited one after the other.
-            std::future::poll_fn(|cx| {
-                for reply in &mut replies {
-                    reply.start(cx);
-                }
-                Poll::Ready(())
-            })
-            .await;
-            let mut answers = Vec::with_capacity(partitions);
-            for reply in replies {
-                answers.push(reply.await?);
-            }
-            Ok(join(answers))
+            let answers = ask_all((0..inner.router.partitions()).map(|index| {
+                let router = Arc::clone(&inner.router);
+                Reply::new(async move { router.send_to(index, 0, ask).await })
+            }));
+            answers.await.map(join)
         })
     }
 }

@@ -13,7 +13,7 @@
 //! Invariant: a store exists if and only if this file does. It appears by a rename, when
 //! everything else of the new store is durable.
 
-use super::file::FORMAT_VERSION;
+use super::segment::FORMAT_VERSION;
 use crate::error::{Error, Result};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};

@@ -30,6 +30,7 @@ pub(crate) struct Writer {
     prepared: u64,
     /// Where the segment is full. One record may go beyond it, if it is the first.
     limit: u64,
+    sealed: bool,
     /// The group, from the beginning of its first block on.
     buf: AlignedBuf,
 }
@@ -42,7 +43,13 @@ impl Writer {
     /// For a segment without groups, of which `prepared` bytes are.
     pub(crate) fn new(segment: Rc<Segment>, prepared: u64, limit: u64) -> Self {
         let buf = AlignedBuf::new();
-        Self { segment, tail: BLOCK, synced: BLOCK, prepared, limit, buf }
+        Self { segment, tail: BLOCK, synced: BLOCK, prepared, limit, sealed: false, buf }
+    }
+
+    /// For when there is no room for an active segment yet: stands for one that is sealed.
+    pub(crate) fn sealed(segment: Rc<Segment>, seal: u64) -> Self {
+        let (tail, buf) = (seal + BLOCK, AlignedBuf::new());
+        Self { segment, tail, synced: tail, prepared: tail, limit: 0, sealed: true, buf }
     }
 
     pub(crate) fn segment(&self) -> &Rc<Segment> {
@@ -53,13 +60,19 @@ impl Writer {
         self.tail
     }
 
-    pub(crate) fn prepared(&self) -> u64 {
-        self.prepared
-    }
-
     /// Whether it has no groups.
     pub(crate) fn is_empty(&self) -> bool {
         self.tail == BLOCK
+    }
+
+    /// Whether it takes no more groups.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
+    /// Whether there is a tail to mark.
+    pub(crate) fn can_mark_idle(&self) -> bool {
+        !self.sealed && !self.is_empty() && !self.is_dirty()
     }
 
     /// Whether something was written that is not durable.
@@ -74,12 +87,7 @@ impl Writer {
 
     /// Whether the segment has room for such a group.
     pub(crate) fn fits(&self, records: usize) -> bool {
-        self.is_empty() || self.end_of(records) <= self.limit
-    }
-
-    /// Whether that room is prepared.
-    pub(crate) fn is_prepared(&self, records: usize) -> bool {
-        self.end_of(records) <= self.prepared
+        self.is_empty() || (!self.sealed && self.end_of(records) <= self.limit)
     }
 
     /// Prepares room for a group of so many bytes of records, and some more.
@@ -164,7 +172,7 @@ impl Writer {
     /// Says at the tail that all below it is durable, without making that known durably, and
     /// without moving the tail: the next group goes over it.
     pub(crate) async fn mark_idle(&mut self, sequence: u64, clock: u64) -> io::Result<()> {
-        debug_assert!(!self.is_dirty() && self.buf.is_empty());
+        debug_assert!(self.can_mark_idle() && self.buf.is_empty());
         self.begin(sequence, clock);
         self.buf.resize(BLOCK as usize);
         let buf = std::mem::take(&mut self.buf);
@@ -181,6 +189,7 @@ impl Writer {
         let mark = Mark { durable: seal, clock };
         self.push_mark(Kind::Seal, mark, sequence);
         self.finish(true).await?;
+        self.sealed = true;
         Ok(seal)
     }
 

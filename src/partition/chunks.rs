@@ -4,8 +4,8 @@
 //! Tables that each had an array from the allocator would grow in step, by a little, and leave holes
 //! behind that fit none of them. Chunks are all of one size, so what one table gives back fits any
 //! other, and a table that grows copies nothing but its own entries. Invariants: the chunks in use
-//! are the first `len` of the pool, without a gap, because the last one moves to where one is given
-//! back; so the pool holds at most two slabs more than it needs. A chunk says whose it is.
+//! are the first of the pool, without a gap, because the last one moves to where one is given back;
+//! a chunk says whose it is. So the pool holds one slab at most that is not full.
 
 use super::keydir::Entry;
 use std::num::NonZeroU64;
@@ -13,9 +13,13 @@ use std::num::NonZeroU64;
 /// Slots in a chunk.
 pub(super) const SLOTS: usize = 25;
 
-/// Chunks in a slab, which is what comes from the allocator: 64 KiB. More would be wasted on small
-/// partitions, and fewer make the list of slabs outgrow the caches.
-const SLAB: usize = 128;
+/// Chunks in a slab, which is what comes from the allocator: 32 MiB. From that size on glibc maps an
+/// allocation of its own, always: it is resident as far as it has been written to, and given back
+/// when it is freed. (Smaller ones stay behind whatever else is on the heap.)
+const SLAB: usize = 1 << 16;
+
+/// How many chunks may stay in a slab's memory when they are not in use: 1 MiB.
+const SMALL: usize = 1 << 11;
 
 /// What a slot keeps of a digest: 88 bits. Slots are in its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +46,7 @@ pub(super) struct Slot {
 pub(super) struct Chunk {
     pub(super) slots: [Slot; SLOTS],
     pub(super) owner: Owner,
+    _spare: u32,
 }
 
 /// Which table has a chunk, and where in its list.
@@ -61,12 +66,20 @@ pub(super) struct Moved {
 /// See the module.
 #[derive(Default)]
 pub(super) struct Pool {
-    slabs: Vec<Box<[Chunk; SLAB]>>,
-    /// Chunks in use.
-    len: usize,
+    /// Each has room for [`SLAB`] chunks, and all but the last are full.
+    slabs: Vec<Vec<Chunk>>,
+    /// How many chunks of the last slab have been written to.
+    touched: usize,
 }
 
-const _: () = assert!(size_of::<Slot>() == 20 && size_of::<Chunk>() <= 512);
+const _: () = assert!(size_of::<Slot>() == 20 && size_of::<Chunk>() == 512);
+
+impl Tag {
+    /// Its first 32 bits.
+    pub(super) fn start(self) -> u32 {
+        high(self.major)
+    }
+}
 
 fn low(word: u64) -> u32 {
     u32::try_from(word & u64::from(u32::MAX)).expect("32 bits are left")
@@ -97,6 +110,11 @@ impl Slot {
         }
     }
 
+    /// Whether the first 32 bits of its tag are less than that. Of two tags they differ nearly always.
+    pub(super) fn starts_below(&self, start: u32) -> bool {
+        self.major_high < start
+    }
+
     pub(super) fn tag(&self) -> Tag {
         let major = u64::from(self.major_high) << 32 | u64::from(self.major_low);
         Tag { major, minor: self.minor >> 8 }
@@ -114,10 +132,6 @@ impl Slot {
     }
 }
 
-impl Chunk {
-    const EMPTY: Self = Self { slots: [Slot::EMPTY; SLOTS], owner: Owner { table: 0, index: 0 } };
-}
-
 impl Pool {
     pub(super) fn chunk(&self, id: u32) -> &Chunk {
         let id = id as usize;
@@ -129,51 +143,56 @@ impl Pool {
         &mut self.slabs[id / SLAB][id % SLAB]
     }
 
+    /// How many chunks are in use, and so the next one's number.
+    pub(super) fn len(&self) -> u32 {
+        let full = self.slabs.len().saturating_sub(1) * SLAB;
+        let len = full + self.slabs.last().map_or(0, Vec::len);
+        u32::try_from(len).expect("2^32 chunks are 2 TiB")
+    }
+
     /// An empty chunk.
     pub(super) fn take(&mut self, owner: Owner) -> u32 {
-        if self.len == self.slabs.len() * SLAB {
-            let slab = vec![Chunk::EMPTY; SLAB].into_boxed_slice();
-            self.slabs.push(slab.try_into().expect("as long as a slab"));
+        let id = self.len();
+        if self.slabs.last().is_none_or(|slab| slab.len() == SLAB) {
+            self.slabs.push(Vec::with_capacity(SLAB));
+            self.touched = 0;
         }
-        let id = u32::try_from(self.len).expect("2^32 chunks are 2 TiB");
-        self.len += 1;
-        *self.chunk_mut(id) = Chunk { owner, ..Chunk::EMPTY };
+        let slab = self.slabs.last_mut().expect("there is one now");
+        slab.push(Chunk { slots: [Slot::EMPTY; SLOTS], owner, _spare: 0 });
+        self.touched = self.touched.max(slab.len());
         id
     }
 
     /// Takes a chunk back, and says which other one has moved for it.
     pub(super) fn give_back(&mut self, id: u32) -> Option<Moved> {
-        self.len -= 1;
-        let last = u32::try_from(self.len).expect("2^32 chunks are 2 TiB");
-        let mut moved = None;
-        if id != last {
-            let chunk = *self.chunk(last);
-            *self.chunk_mut(id) = chunk;
-            moved = Some(Moved { owner: chunk.owner, to: id });
+        let slab = self.slabs.last_mut().expect("it is in a slab");
+        let last = slab.pop().expect("a slab without a chunk is not kept");
+        let len = slab.len();
+        if len == 0 {
+            self.slabs.pop();
+            self.touched = self.slabs.len().min(1) * SLAB;
+        } else if self.touched > SMALL && len < self.touched / 2 {
+            // Gives back what is behind. With glibc no byte moves: the mapping is cut, and extended.
+            slab.shrink_to_fit();
+            slab.reserve_exact(SLAB - len);
+            self.touched = len;
         }
-        // One slab is kept, lest a chunk that comes and goes cost an allocation each time.
-        let spare = if self.len == 0 { 0 } else { 1 };
-        self.slabs.truncate(self.len.div_ceil(SLAB) + spare);
-        if self.slabs.len() < self.slabs.capacity() / 4 {
-            self.slabs.shrink_to(self.slabs.len() * 2);
+        if id == self.len() {
+            return None;
         }
-        moved
+        *self.chunk_mut(id) = last;
+        Some(Moved { owner: last.owner, to: id })
     }
 
-    /// Bytes it holds from the allocator.
+    /// Bytes it holds: those it has written to. There may be more that are not resident.
     pub(super) fn memory(&self) -> usize {
-        self.slabs.len() * size_of::<[Chunk; SLAB]>()
-            + self.slabs.capacity() * size_of::<Box<[Chunk; SLAB]>>()
+        let full = self.slabs.len().saturating_sub(1) * SLAB;
+        (full + self.touched) * size_of::<Chunk>() + self.slabs.capacity() * size_of::<Vec<Chunk>>()
     }
 
     /// What is in all the chunks, in no order.
     pub(super) fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
-        let chunks = self.slabs.iter().flat_map(|slab| slab.iter()).take(self.len);
+        let chunks = self.slabs.iter().flatten();
         chunks.flat_map(|chunk| chunk.slots.iter().filter_map(Slot::entry))
-    }
-
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.len
     }
 }

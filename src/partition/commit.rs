@@ -45,6 +45,10 @@ pub(super) struct Ticket {
 impl Ticket {
     /// Waits until the operation is as safe as it was asked to be, or has failed.
     pub(super) async fn wait(self: Rc<Self>, partition: &Partition) -> Result<()> {
+        self.outcome().await.map_err(|failure| partition.failed(failure))
+    }
+
+    pub(super) async fn outcome(&self) -> Result<(), Failure> {
         let outcome = poll_fn(|cx| match &*self.outcome.borrow() {
             Some(outcome) => Poll::Ready(outcome.clone()),
             None => {
@@ -52,14 +56,14 @@ impl Ticket {
                 Poll::Pending
             }
         });
-        outcome.await.map_err(|failure| partition.failed(failure))
+        outcome.await
     }
 
     fn settle(&self, outcome: Result<(), Failure>) {
         self.outcome.replace(Some(outcome));
     }
 
-    fn finish(&self, outcome: Result<(), Failure>) {
+    pub(super) fn finish(&self, outcome: Result<(), Failure>) {
         self.settle(outcome);
         self.wake();
     }
@@ -214,6 +218,11 @@ impl Commit {
 
     pub(super) fn active(&self) -> usize {
         self.active.get()
+    }
+
+    /// The last sequence number that was given.
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequence.get()
     }
 
     /// The clock of the last durable mark.
@@ -632,14 +641,10 @@ impl Partition {
         }
         hold
     }
-
-    /// What the writer says of itself, while groups are held.
-    pub(super) fn with_writer<T>(&self, f: impl FnOnce(&Writer) -> T) -> Option<T> {
-        self.commit.writer.borrow().as_ref().map(f)
-    }
 }
 
 /// Groups wait while this is there.
+#[derive(Debug)]
 pub(super) struct Hold(Rc<Partition>);
 
 impl Drop for Hold {

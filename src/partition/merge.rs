@@ -127,6 +127,11 @@ impl Partition {
         }
     }
 
+    /// Merges a segment away of which a salvage could not read all.
+    pub(super) async fn merge_damaged(self: &Rc<Self>, slot: usize) -> Result<()> {
+        self.merge_alone(slot, true).await
+    }
+
     /// Ends the active segment, if it has records.
     async fn end_active(self: &Rc<Self>) -> Result<()> {
         let active = self.commit.active();
@@ -148,10 +153,14 @@ impl Partition {
         if self.ledger.borrow().space.try_get(slot).is_none_or(|extant| !extant.can_merge()) {
             return Ok(());
         }
+        self.merge_alone(slot, false).await
+    }
+
+    async fn merge_alone(self: &Rc<Self>, slot: usize, salvage: bool) -> Result<()> {
         let id = self.ledger.borrow().space.get(slot).segment.id;
         let mut seen = Seen::default();
         loop {
-            self.copy_live(slot, &mut seen).await?;
+            self.copy_live(slot, salvage, &mut seen).await?;
             // All copies are published when this is.
             self.barrier().await?;
             // A write that superseded a record here may have been refused for want of room.
@@ -196,16 +205,20 @@ impl Partition {
     }
 
     /// Stages what is alive in a segment again, and notes what is to be counted down.
-    async fn copy_live(self: &Rc<Self>, slot: usize, seen: &mut Seen) -> Result<()> {
+    async fn copy_live(
+        self: &Rc<Self>,
+        slot: usize,
+        salvage: bool,
+        seen: &mut Seen,
+    ) -> Result<()> {
         seen.puts.clear();
         seen.last.clear();
-        let (segment, len, damaged, oldest) = {
+        let (segment, len, oldest) = {
             let space = &mut self.ledger.borrow_mut().space;
             let segment = space.to_read(slot);
-            let (extant, oldest) = (space.get(slot), space.is_oldest(slot));
-            (segment, extant.scan_len(), extant.damaged, oldest)
+            (segment, space.get(slot).scan_len(), space.is_oldest(slot))
         };
-        let mut scan = Scan::new(&segment, len, Strictness { sealed: true, salvage: damaged });
+        let mut scan = Scan::new(&segment, len, Strictness { sealed: true, salvage });
         let mut copied = 0;
         while let Some(shown) = scan.next().await? {
             let record = shown.record();

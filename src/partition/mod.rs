@@ -9,6 +9,7 @@
 
 mod backup;
 mod change;
+mod chunks;
 mod clock;
 mod commit;
 pub(crate) mod keydir;
@@ -41,10 +42,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub(crate) use backup::BackupPart;
-pub(crate) use change::Condition;
-pub(crate) use recover::{Plan, Recovered};
+pub(crate) use change::{Condition, Expiry, Put};
+pub(crate) use recover::Plan;
 pub(crate) use verify::Verified;
-pub(crate) use walk::{Cursor, Walked};
+pub(crate) use walk::{Walk, Walked};
 
 /// What a partition is told when it is opened.
 #[derive(Clone, Debug)]

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 impl Partition {
     /// What the spare has prepared: what is left for deletes and merges on a full disk.
-    fn reserve(&self) -> u64 {
+    pub(super) fn reserve(&self) -> u64 {
         (self.segment_bytes / 8).clamp(FIRST_ROOM / 16, FIRST_ROOM * 4).next_multiple_of(BLOCK)
     }
 

@@ -17,6 +17,9 @@ const OVERFLOW: usize = 4;
 /// loads between 7/8 and 7/9. A lookup sees 5 slots on average then, and an insert moves about 30.
 const GROWTH: usize = 8;
 
+/// How many slots a search looks at at once.
+const WINDOW: usize = 6;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -33,7 +36,7 @@ pub(super) struct Spot {
 }
 
 fn home(tag: Tag, homes: u32) -> usize {
-    usize::try_from(((tag.major >> 32) * u64::from(homes)) >> 32).expect("below the homes")
+    usize::try_from((u64::from(tag.start()) * u64::from(homes)) >> 32).expect("below the homes")
 }
 
 /// How many homes so many chunks have.
@@ -45,18 +48,26 @@ impl Table {
     /// Where a tag is, with what it has, or where it would have to be.
     #[inline]
     pub(super) fn find(&self, pool: &Pool, tag: Tag) -> (Spot, Option<Entry>) {
-        let home = home(tag, self.homes);
-        let (mut chunk, mut from) = (home / SLOTS, home % SLOTS);
+        let (home, start) = (home(tag, self.homes), tag.start());
+        let (mut chunk, mut slot) = (home / SLOTS, home % SLOTS);
         while let Some(&id) = self.chunks.get(chunk) {
             let slots = &pool.chunk(id).slots;
-            for (slot, there) in slots.iter().enumerate().skip(from) {
-                let other = there.tag();
-                if other >= tag {
-                    let entry = if other == tag { there.entry() } else { None };
+            while slot < SLOTS {
+                // Counted, not searched: where the search ends cannot be predicted, and this way the
+                // cache lines are asked for all at once.
+                let window = &slots[slot..SLOTS.min(slot + WINDOW)];
+                let below = |there: &Slot| usize::from(there.starts_below(start));
+                let mut before: usize = window.iter().map(below).sum();
+                while window.get(before).is_some_and(|there| there.tag() < tag) {
+                    before += 1;
+                }
+                slot += before;
+                if let Some(there) = window.get(before) {
+                    let entry = if there.tag() == tag { there.entry() } else { None };
                     return (Spot { chunk, slot }, entry);
                 }
             }
-            (chunk, from) = (chunk + 1, 0);
+            (chunk, slot) = (chunk + 1, 0);
         }
         (Spot { chunk, slot: 0 }, None)
     }

@@ -41,8 +41,17 @@ impl<T: 'static> Owned<T> {
     ///
     /// Outside of an executor.
     pub fn new(value: T) -> Self {
-        let context = Context::current().expect("Owned::new was called outside of an executor");
-        let key = context.owned().borrow_mut().insert(Rc::new(value));
+        Self::from_rc(Rc::new(value))
+    }
+
+    /// [`new`](Self::new) for a value that is shared on its thread already.
+    ///
+    /// # Panics
+    ///
+    /// Outside of an executor.
+    pub fn from_rc(value: Rc<T>) -> Self {
+        let context = Context::current().expect("Owned was made outside of an executor");
+        let key = context.owned().borrow_mut().insert(value);
         Self { home: context.handle().clone(), key, names: PhantomData }
     }
 

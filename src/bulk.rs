@@ -1,0 +1,192 @@
+//! What concerns many entries at a time: [`Scan`], verification, backups.
+//!
+//! Invariants: a scan asks for the next entries only when it is polled, so its memory is bounded
+//! and nobody is held up by a slow reader; a backup is a cut through all partitions.
+
+use crate::error::{Error, Result};
+use crate::partition::{Partition, Verified, Walk, Walked};
+use crate::reply::Reply;
+use crate::router::Router;
+use crate::rt::Owned;
+use bytes::Bytes;
+use futures_core::Stream;
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// An entry of a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entry {
+    /// Its key.
+    pub key: Bytes,
+    /// Its value.
+    pub value: Bytes,
+    /// Its version: each write gives a key one that it never had before.
+    pub version: u64,
+    /// From when on it is not there any more, to the millisecond.
+    pub expires_at: Option<SystemTime>,
+}
+
+pub(crate) fn time_of(expiry: Option<u64>) -> Option<SystemTime> {
+    expiry.and_then(|millis| UNIX_EPOCH.checked_add(Duration::from_millis(millis)))
+}
+
+impl From<Walked> for Entry {
+    fn from(walked: Walked) -> Self {
+        let Walked { key, value, version, expiry } = walked;
+        Self { key, value, version, expires_at: time_of(expiry) }
+    }
+}
+
+/// What [`Store::verify`](crate::Store::verify) found.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// Records that were read and checked, dead ones included.
+    pub records: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// What does not fit, each with its file and offset. Empty for a sound store.
+    pub problems: Vec<Error>,
+}
+
+impl VerifyReport {
+    pub(crate) fn of(parts: Vec<Verified>) -> Self {
+        let mut report = Self::default();
+        for part in parts {
+            report.records += part.records;
+            report.bytes += part.bytes;
+            report.problems.extend(part.problems);
+        }
+        report
+    }
+
+    /// Whether nothing was found.
+    pub fn is_sound(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// A stream over the live entries of a store. From [`Store::scan`](crate::Store::scan) and
+/// [`Store::scan_prefix`](crate::Store::scan_prefix).
+///
+/// In no order. An entry that is not written to while the scan is under way is shown exactly once; one
+/// that is may be shown with its old value, its new one, or not at all. Nothing happens before the
+/// first poll. Memory: some 256 KiB of entries, and one entry at least.
+///
+/// A scan keeps the files that it has yet to read, also those that merges replace meanwhile: the
+/// space comes back when it has passed them, or is dropped. It holds up nothing else.
+pub struct Scan {
+    router: Arc<Router>,
+    prefix: Bytes,
+    /// The partition that is being read.
+    partition: usize,
+    walk: Option<Arc<Owned<Walk>>>,
+    step: Option<Pin<Box<dyn Future<Output = Result<Step>> + Send>>>,
+    entries: VecDeque<Walked>,
+    ended: bool,
+}
+
+/// What a step gives.
+enum Step {
+    Begun(Owned<Walk>),
+    Entries(Vec<Walked>),
+}
+
+impl Scan {
+    pub(crate) fn new(router: Arc<Router>, prefix: Bytes, ended: Option<Error>) -> Self {
+        let step: Option<Pin<Box<dyn Future<Output = Result<Step>> + Send>>> =
+            ended.map(|error| Box::pin(std::future::ready(Err(error))) as _);
+        let (walk, entries) = (None, VecDeque::new());
+        Self { router, prefix, partition: 0, walk, step, entries, ended: false }
+    }
+
+    /// The next entry; `None` at the end, and after an error.
+    pub async fn next(&mut self) -> Option<Result<Entry>> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+
+    fn next_step(&self) -> Pin<Box<dyn Future<Output = Result<Step>> + Send>> {
+        match &self.walk {
+            Some(walk) => {
+                let walk = Arc::clone(walk);
+                Box::pin(async move {
+                    let step = walk.schedule(|walk: Rc<Walk>| async move { walk.next().await });
+                    step.await.map_err(Error::from)?.map(Step::Entries)
+                })
+            }
+            None => {
+                let (router, index) = (Arc::clone(&self.router), self.partition);
+                let prefix = self.prefix.clone();
+                let begin = move |partition: Rc<Partition>| async move {
+                    Ok(Step::Begun(Owned::new(partition.walk(prefix))))
+                };
+                Box::pin(async move { router.send_to(index, 0, begin).await })
+            }
+        }
+    }
+}
+
+impl Stream for Scan {
+    type Item = Result<Entry>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(walked) = self.entries.pop_front() {
+                return Poll::Ready(Some(Ok(walked.into())));
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            if self.step.is_none() {
+                self.step = Some(self.next_step());
+            }
+            let Some(step) = &mut self.step else { unreachable!("it was made just now") };
+            let Poll::Ready(done) = step.as_mut().poll(cx) else { return Poll::Pending };
+            self.step = None;
+            match done {
+                Ok(Step::Begun(walk)) => self.walk = Some(Arc::new(walk)),
+                Ok(Step::Entries(entries)) if entries.is_empty() => {
+                    self.walk = None;
+                    self.partition += 1;
+                    self.ended = self.partition == self.router.partitions();
+                }
+                Ok(Step::Entries(entries)) => self.entries = entries.into(),
+                Err(error) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Scan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scan").field("partition", &self.partition).finish_non_exhaustive()
+    }
+}
+
+/// Sends all requests, and gives their answers in order.
+pub(crate) async fn ask_all<T: Send + 'static>(
+    requests: impl IntoIterator<Item = Reply<T>>,
+) -> Result<Vec<T>> {
+    let mut replies: Vec<Reply<T>> = requests.into_iter().collect();
+    // One poll sends each request; then they are awaited one after the other.
+    std::future::poll_fn(|cx| {
+        replies.iter_mut().for_each(|reply| reply.start(cx));
+        Poll::Ready(())
+    })
+    .await;
+    let mut answers = Vec::with_capacity(replies.len());
+    for reply in replies {
+        answers.push(reply.await?);
+    }
+    Ok(answers)
+}

@@ -1,0 +1,121 @@
+//! Backups: sealed segments by hard links, the active one by a copy of what it has.
+//!
+//! Invariant: while a part is held no group is written, so when all partitions are held at the same
+//! time, what they have then is a cut that no acknowledged write straddles.
+
+use super::Partition;
+use super::commit::Hold;
+use super::recover::{copy_file, hint_of};
+use super::walk::Pins;
+use crate::error::{Error, Result};
+use crate::log::segment::{Segment, sync_dir};
+use crate::log::writer::Writer;
+use crate::log::{BLOCK, CHUNK};
+use crate::rt;
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+
+/// A partition's part of a backup that is being made. It lives with its partition.
+pub(crate) struct BackupPart {
+    partition: Rc<Partition>,
+    hold: RefCell<Option<Hold>>,
+    _pins: Pins,
+    sealed: Vec<Rc<Segment>>,
+    /// The active segment, up to here.
+    active: Option<(Rc<Segment>, u64)>,
+    sequence: u64,
+    clock: u64,
+}
+
+impl Partition {
+    /// Holds the partition as it is.
+    pub(crate) async fn begin_backup(self: &Rc<Self>) -> Result<BackupPart> {
+        self.check()?;
+        let hold = self.hold().await;
+        self.check()?;
+        let space = &self.ledger.borrow().space;
+        let there: Vec<_> = space.iter().filter(|(_, e)| !e.dropped).collect();
+        let slots = there.iter().map(|&(slot, _)| slot).collect();
+        let sealed = there.iter().filter(|(_, e)| e.seal.is_some());
+        let sealed = sealed.map(|(_, e)| Rc::clone(&e.segment)).collect();
+        let active = there.iter().find(|(_, e)| e.seal.is_none() && e.len > BLOCK);
+        let active = active.map(|(_, e)| (Rc::clone(&e.segment), e.len));
+        drop(there);
+        Ok(BackupPart {
+            partition: Rc::clone(self),
+            hold: RefCell::new(Some(hold)),
+            _pins: Pins::new(self, slots),
+            sealed,
+            active,
+            sequence: self.commit.sequence(),
+            clock: self.clock.now(),
+        })
+    }
+}
+
+impl BackupPart {
+    /// Lets groups be written again.
+    pub(crate) fn release(&self) {
+        drop(self.hold.take());
+    }
+
+    /// Puts the part into a directory, durably.
+    pub(crate) async fn copy_to(&self, dir: &Path) -> Result<()> {
+        for segment in &self.sealed {
+            let hint = hint_of(segment);
+            copy_or_link(segment.path(), dir).await?;
+            match copy_or_link(&hint, dir).await {
+                // It is being written, or could not be: the copy does without.
+                Err(Error::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound => {}
+                result => result?,
+            }
+        }
+        if let Some((segment, len)) = &self.active {
+            self.copy_active(segment, *len, dir).await?;
+        }
+        sync_dir(dir).await
+    }
+
+    async fn copy_active(&self, segment: &Segment, len: u64, dir: &Path) -> Result<()> {
+        let path = Segment::path_in(dir, segment.id);
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
+        let fd = rt::open(None, &path, flags, 0o644).await.map_err(Error::io("create", &path))?;
+        let mut offset = 0;
+        while offset < len {
+            let chunk = usize::try_from(len - offset).unwrap_or(CHUNK).min(CHUNK);
+            let bytes = segment.read(offset, chunk).await?;
+            if bytes.len() < chunk {
+                return Err(segment.corrupt(offset, "the file is shorter than what was written"));
+            }
+            rt::write_all(&fd, bytes, offset).await.0.map_err(Error::io("write", &path))?;
+            offset += chunk as u64;
+        }
+        let padding = usize::try_from(len.next_multiple_of(BLOCK) - len).expect("within a block");
+        let (result, _) = rt::write_all(&fd, vec![0; padding], len).await;
+        result.map_err(Error::io("write", &path))?;
+        rt::fsync(&fd, false).await.map_err(Error::io("sync", &path))?;
+        drop(fd);
+        let (copy, _) = Segment::open(dir, &self.partition.identity, segment.id).await?;
+        let sealed = Writer::seal_found(Rc::new(copy), len, self.sequence, self.clock).await;
+        sealed.map(drop).map_err(Error::io("seal", &path))
+    }
+}
+
+/// By a hard link where both are on one file system.
+async fn copy_or_link(from: &Path, dir: &Path) -> Result<()> {
+    let to = dir.join(from.file_name().unwrap_or_default());
+    match rt::link(None, from, None, &to).await {
+        Ok(()) => Ok(()),
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EXDEV | libc::EPERM | libc::EMLINK | libc::EOPNOTSUPP)
+            ) =>
+        {
+            copy_file(from, &to).await
+        }
+        Err(error) => Err(Error::io("link", from)(error)),
+    }
+}

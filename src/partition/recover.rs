@@ -1,0 +1,438 @@
+//! Opening a partition: what its files say, and then what has to be done to go on.
+//!
+//! Invariants: a [`Plan`] is made by reading only; nothing is changed before all partitions have
+//! one. What is believed was synced first, so no power cut can take it back. Recovering what a
+//! recovery left, whole or half done, gives the same.
+
+use super::clock::Clock;
+use super::commit::{Commit, Spare};
+use super::keydir::Digest;
+use super::ledger::Ledger;
+use super::rotate::note;
+use super::{Partition, Settings};
+use crate::error::{Error, Result};
+use crate::log::hint::{Hint, path_of};
+use crate::log::place::Place;
+use crate::log::record::{MARK_LEN, Kind, Record};
+use crate::log::scan::{Scan, Seen, Strictness};
+use crate::log::segment::{Segment, sync_dir};
+use crate::log::writer::Writer;
+use crate::log::{BLOCK, CHUNK, Identity};
+use crate::report::PartitionReport;
+use crate::rt::{self, AlignedBuf};
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// A segment as it was found.
+struct Loaded {
+    segment: Rc<Segment>,
+    hint: Hint,
+    /// Whether the hint is on the disk.
+    hinted: bool,
+    /// Whether it is sealed on the disk; else where it is to be.
+    sealed: bool,
+    damaged: bool,
+    /// Whether there is nothing at all after the header.
+    clean: bool,
+    file_len: u64,
+}
+
+impl Loaded {
+    fn has_records(&self) -> bool {
+        self.sealed || self.hint.sequence > 0 || !self.hint.entries.is_empty()
+    }
+}
+
+/// What is to be done to open a partition.
+pub(crate) struct Plan {
+    settings: Settings,
+    ledger: Ledger,
+    /// The last segment with records: its slot, and whether and where it must be sealed.
+    last: Option<(usize, Option<u64>)>,
+    spares: Vec<Spare>,
+    leftovers: Vec<PathBuf>,
+    unhinted: Vec<usize>,
+    damaged: Vec<usize>,
+    unreadable: Vec<PathBuf>,
+    sequence: u64,
+    clock: u64,
+    next_id: u64,
+    report: PartitionReport,
+}
+
+/// The names in a partition's directory that mean something.
+#[derive(Default)]
+struct Names {
+    ids: Vec<u64>,
+    leftovers: Vec<PathBuf>,
+    last_id: u64,
+}
+
+async fn list(dir: &Path) -> Result<Names> {
+    let fd = rt::open(None, dir, libc::O_RDONLY | libc::O_DIRECTORY, 0).await;
+    let fd = fd.map_err(Error::io("open", dir))?;
+    let files = rt::list(&fd).await.map_err(Error::io("list", dir))?;
+    let mut names = Names::default();
+    let mut hints = Vec::new();
+    for file in files {
+        let path = dir.join(&file);
+        let parsed = file.to_str().and_then(|name| name.split_once('.'));
+        let Some((id, kind)) = parsed.and_then(|(id, kind)| Some((id.parse().ok()?, kind))) else {
+            continue; // not ours
+        };
+        if path.with_extension("log") != Segment::path_in(dir, id) {
+            continue; // a number that is written in another way
+        }
+        match kind {
+            "log" => names.ids.push(id),
+            "new" => names.leftovers.push(path),
+            "hint" => hints.push((id, path)),
+            _ => continue,
+        }
+        names.last_id = names.last_id.max(id);
+    }
+    names.ids.sort_unstable();
+    hints.retain(|(id, _)| names.ids.binary_search(id).is_err());
+    names.leftovers.extend(hints.into_iter().map(|(_, path)| path));
+    names.leftovers.sort();
+    Ok(names)
+}
+
+/// Reads a segment by its hint, or else from its start to its end.
+async fn load(
+    settings: &Settings,
+    segment: Rc<Segment>,
+    file_len: u64,
+    must_be_sealed: bool,
+) -> Result<(Loaded, Seen)> {
+    let mut loaded = Loaded {
+        segment,
+        hint: Hint::default(),
+        hinted: false,
+        sealed: true,
+        damaged: false,
+        clean: false,
+        file_len,
+    };
+    let segment = &loaded.segment;
+    if let Some(hint) = Hint::read(&settings.identity, segment).await
+        && is_sealed_at(segment, &hint, file_len).await?
+    {
+        (loaded.hint, loaded.hinted) = (hint, true);
+        return Ok((loaded, Seen::default()));
+    }
+    let salvage = settings.quarantine.is_some();
+    let strictness = Strictness { sealed: must_be_sealed, salvage };
+    let mut scan = Scan::new(segment, file_len, strictness);
+    let mut hint = Hint::default();
+    let mut shown_any = false;
+    while let Some(shown) = scan.next().await? {
+        shown_any = true;
+        note(&settings.secret, &shown.record(), shown.offset, shown.len, &mut hint);
+    }
+    let end = scan.offset();
+    let seen = scan.into_seen();
+    hint.seal = seen.seal.unwrap_or(end.next_multiple_of(BLOCK));
+    hint.sequence = seen.sequence;
+    hint.clock = seen.clock;
+    loaded.sealed = seen.seal.is_some();
+    loaded.damaged = !seen.damage.is_empty();
+    loaded.clean = !shown_any && end == BLOCK && seen.torn_bytes == 0;
+    if !shown_any {
+        // Marks without records say nothing that must be kept.
+        hint.sequence = 0;
+    }
+    loaded.hint = hint;
+    Ok((loaded, seen))
+}
+
+/// Whether the segment's seal is where a hint says.
+async fn is_sealed_at(segment: &Segment, hint: &Hint, file_len: u64) -> Result<bool> {
+    if hint.seal + MARK_LEN as u64 > file_len {
+        return Ok(false);
+    }
+    let bytes = segment.read(hint.seal, MARK_LEN).await?;
+    let record = Record::decode(&bytes, segment.salt, hint.seal);
+    Ok(record.is_ok_and(|record| record.kind == Kind::Seal))
+}
+
+impl Plan {
+    /// Reads what is there, and changes nothing.
+    pub(crate) async fn read(settings: Settings) -> Result<Self> {
+        let started = rt::now();
+        let names = list(&settings.dir).await?;
+        let mut plan = Self {
+            settings,
+            ledger: Ledger::default(),
+            last: None,
+            spares: Vec::new(),
+            leftovers: names.leftovers,
+            unhinted: Vec::new(),
+            damaged: Vec::new(),
+            unreadable: Vec::new(),
+            sequence: 0,
+            clock: 0,
+            next_id: names.last_id + 1,
+            report: PartitionReport::default(),
+        };
+        let mut ids = names.ids;
+        let last = plan.find_last(&mut ids).await?;
+        if let Some(last) = last {
+            plan.load_older(ids, &last).await?;
+            plan.take(last);
+        } else {
+            // Without any record, nothing can be missing.
+            for id in ids {
+                plan.leftovers.push(Segment::path_in(&plan.settings.dir, id));
+            }
+        }
+        plan.spares.sort_by_key(|spare| spare.segment.id);
+        plan.report.took = rt::now().saturating_duration_since(started);
+        Ok(plan)
+    }
+
+    async fn open(&mut self, id: u64) -> Result<Option<(Rc<Segment>, u64)>> {
+        let Settings { dir, identity, .. } = &self.settings;
+        match Segment::open(dir, identity, id).await {
+            Ok((segment, len)) => Ok(Some((Rc::new(segment), len))),
+            Err(error @ Error::Corrupt { .. }) if self.settings.quarantine.is_some() => {
+                self.unreadable.push(Segment::path_in(dir, id));
+                self.report.damage.push(error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The last segment with records. Those after it are spares. Leaves the older ones in `ids`.
+    async fn find_last(&mut self, ids: &mut Vec<u64>) -> Result<Option<Loaded>> {
+        while let Some(id) = ids.pop() {
+            let Some((segment, len)) = self.open(id).await? else { continue };
+            // What only a cache has must not be believed.
+            segment.sync().await.map_err(Error::io("sync", segment.path()))?;
+            let (loaded, seen) = load(&self.settings, segment, len, false).await?;
+            let has_records = loaded.has_records();
+            self.note_seen(&loaded, seen);
+            if has_records {
+                return Ok(Some(loaded));
+            }
+            if loaded.clean {
+                self.spares.push(Spare { segment: loaded.segment, prepared: loaded.file_len });
+            } else {
+                self.leftovers.push(loaded.segment.path().to_owned());
+            }
+        }
+        Ok(None)
+    }
+
+    fn note_seen(&mut self, loaded: &Loaded, seen: Seen) {
+        let report = &mut self.report;
+        report.torn_bytes += seen.torn_bytes;
+        report.torn_records += seen.torn_records;
+        report.damage.extend(seen.damage);
+        if !loaded.hinted {
+            report.scanned_bytes += loaded.hint.seal.saturating_sub(BLOCK);
+        }
+    }
+
+    /// Replays the segments that the last one says are there.
+    async fn load_older(&mut self, ids: Vec<u64>, last: &Loaded) -> Result<()> {
+        let mut there: BTreeMap<u64, ()> = ids.into_iter().map(|id| (id, ())).collect();
+        let mut before_last = true;
+        let newest = last.hint.extant.iter().max().copied();
+        for &id in &last.hint.extant {
+            if there.remove(&id).is_none() {
+                let path = Segment::path_in(&self.settings.dir, id);
+                let reason = "the file is missing: the log says that it is part of the store";
+                let missing = Error::Corrupt { path, offset: 0, reason };
+                if self.settings.quarantine.is_none() {
+                    return Err(missing);
+                }
+                self.report.damage.push(missing);
+                continue;
+            }
+            let Some((segment, len)) = self.open(id).await? else { continue };
+            if Some(id) == newest && before_last {
+                before_last = false;
+                segment.sync().await.map_err(Error::io("sync", segment.path()))?;
+            }
+            let (loaded, seen) = load(&self.settings, segment, len, true).await?;
+            self.note_seen(&loaded, seen);
+            self.take(loaded);
+            self.ledger.space.bound_open(64);
+        }
+        // Their removal was not durable, and means nothing.
+        for id in there.into_keys() {
+            let path = Segment::path_in(&self.settings.dir, id);
+            self.leftovers.push(path.with_extension("hint"));
+            self.leftovers.push(path);
+        }
+        Ok(())
+    }
+
+    /// Replays a segment's records.
+    fn take(&mut self, loaded: Loaded) {
+        let Loaded { segment, hint, hinted, sealed, damaged, .. } = loaded;
+        let seal = hint.seal;
+        let slot = self.ledger.space.add(segment, seal + BLOCK, Some(seal));
+        for entry in &hint.entries {
+            let place = Place::new(slot, entry.offset, entry.class, entry.len);
+            self.ledger.index(Digest::from_bytes(entry.digest), place);
+        }
+        self.sequence = self.sequence.max(hint.sequence);
+        self.clock = self.clock.max(hint.clock);
+        self.report.segments += 1;
+        self.report.hinted += u64::from(hinted);
+        if damaged {
+            self.damaged.push(slot);
+        } else if !hinted {
+            self.unhinted.push(slot);
+        }
+        self.last = Some((slot, (!sealed).then_some(seal)));
+    }
+
+    /// Does what has to be done, and opens the partition.
+    pub(crate) async fn carry_out(
+        mut self,
+        lock: Arc<dyn Any + Send + Sync>,
+    ) -> Result<(Rc<Partition>, PartitionReport)> {
+        self.set_aside().await?;
+        if let Some((slot, Some(tail))) = self.last {
+            let segment = Rc::clone(&self.ledger.space.get(slot).segment);
+            let sealed = Writer::seal_found(Rc::clone(&segment), tail, self.sequence, self.clock);
+            sealed.await.map_err(Error::io("seal", segment.path()))?;
+            segment.trim(tail + BLOCK).await?;
+        }
+        self.report.leftovers = self.leftovers.len() as u64;
+        while self.spares.len() > 1
+            && let Some(spare) = self.spares.pop()
+        {
+            self.leftovers.push(spare.segment.path().to_owned());
+        }
+        for path in &self.leftovers {
+            match rt::unlink(None, path).await {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result.map_err(Error::io("remove", path))?,
+            }
+        }
+        sync_dir(&self.settings.dir).await?;
+        self.into_partition(lock).await
+    }
+
+    async fn into_partition(
+        mut self,
+        lock: Arc<dyn Any + Send + Sync>,
+    ) -> Result<(Rc<Partition>, PartitionReport)> {
+        let Settings { dir, identity, secret, seed, segment_bytes, home, .. } = self.settings;
+        let mut spare = self.spares.pop();
+        let (writer, active) = match self.last {
+            Some((slot, _)) => {
+                let extant = self.ledger.space.get(slot);
+                (Writer::sealed(Rc::clone(&extant.segment), extant.scan_len() - BLOCK), slot)
+            }
+            None => {
+                let Spare { segment, prepared } = match spare.take() {
+                    Some(spare) => spare,
+                    None => make_first(&dir, &identity, self.next_id).await?,
+                };
+                self.next_id = self.next_id.max(segment.id + 1);
+                let slot = self.ledger.space.add(Rc::clone(&segment), BLOCK, None);
+                (Writer::new(segment, prepared, segment_bytes), slot)
+            }
+        };
+        let commit = Commit::new(writer, active, spare, self.sequence, self.clock);
+        let partition = Rc::new(Partition {
+            dir,
+            identity,
+            secret,
+            seed,
+            segment_bytes,
+            home,
+            ledger: RefCell::new(self.ledger),
+            next_id: Cell::new(self.next_id),
+            commit,
+            making: RefCell::default(),
+            merging: super::Merging::default(),
+            clock: Clock::new(self.clock),
+            chores: Cell::new(0),
+            stats: Cell::default(),
+            _lock: lock,
+        });
+        for &slot in &self.damaged {
+            partition.merge_damaged(slot).await?;
+        }
+        partition.start_making_spare();
+        for slot in self.unhinted {
+            partition.finish_segment(slot);
+        }
+        partition.consider_merging();
+        Ok((partition, self.report))
+    }
+
+    /// Copies what is damaged to the quarantine, durably, before anything is done about it.
+    async fn set_aside(&mut self) -> Result<()> {
+        let Some(quarantine) = self.settings.quarantine.clone() else { return Ok(()) };
+        let damaged = self.damaged.iter();
+        let damaged = damaged.map(|&slot| self.ledger.space.get(slot).segment.path().to_owned());
+        let files: Vec<_> = damaged.chain(self.unreadable.iter().cloned()).collect();
+        if files.is_empty() {
+            return Ok(());
+        }
+        match rt::make_dir(None, &quarantine, 0o755).await {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(Error::io("create", &quarantine))?,
+        }
+        if let Some(parent) = quarantine.parent() {
+            sync_dir(parent).await?;
+        }
+        for file in files {
+            let partition = self.settings.identity.partition;
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let copy = quarantine.join(format!("p{partition:04}-{name}"));
+            copy_file(&file, &copy).await?;
+            self.report.quarantined.push(copy);
+        }
+        sync_dir(&quarantine).await?;
+        self.leftovers.append(&mut self.unreadable);
+        Ok(())
+    }
+}
+
+/// The first segment of a partition that has none.
+async fn make_first(dir: &Path, identity: &Identity, id: u64) -> Result<Spare> {
+    let salt = u64::from_le_bytes(crate::log::superblock::random()?);
+    let room = crate::log::writer::FIRST_ROOM;
+    let segment = Rc::new(Segment::create(dir, identity, id, salt, room).await?);
+    Ok(Spare { segment, prepared: room })
+}
+
+/// Copies a file, durably but for its name.
+pub(super) async fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let source = rt::open(None, from, libc::O_RDONLY, 0).await.map_err(Error::io("open", from))?;
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
+    let target = rt::open(None, to, flags, 0o644).await.map_err(Error::io("create", to))?;
+    let mut offset = 0;
+    let mut buf = AlignedBuf::with_capacity(CHUNK);
+    loop {
+        let (result, chunk) = rt::read(&source, buf, offset).await;
+        let n = result.map_err(Error::io("read", from))?;
+        if n == 0 {
+            break;
+        }
+        let (result, chunk) = rt::write_all(&target, chunk, offset).await;
+        result.map_err(Error::io("write", to))?;
+        offset += n as u64;
+        buf = chunk;
+    }
+    rt::fsync(&target, false).await.map_err(Error::io("sync", to))
+}
+
+/// The file of a segment's hint, to be removed with it.
+pub(super) fn hint_of(segment: &Segment) -> PathBuf {
+    path_of(segment)
+}

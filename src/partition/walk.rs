@@ -1,0 +1,159 @@
+//! Walks: every live entry, read segment after segment, in the order of the log.
+//!
+//! Invariants: an entry that is not touched meanwhile is shown exactly once, however merges move
+//! it; a walk holds one chunk of memory; it keeps the files that it has yet to read, and nothing
+//! else: writes and merges go on.
+
+use super::Partition;
+use super::keydir::Digest;
+use crate::error::Result;
+use crate::log::place::Place;
+use crate::log::record::Kind;
+use crate::log::scan::{Scan, Shown, Strictness};
+use bytes::Bytes;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// A step ends when it has so many bytes of entries.
+const STEP: usize = 256 << 10;
+
+/// An entry that a walk came by.
+#[derive(Clone, Debug)]
+pub(crate) struct Walked {
+    pub(crate) key: Bytes,
+    pub(crate) value: Bytes,
+    pub(crate) version: u64,
+    pub(crate) expiry: Option<u64>,
+}
+
+/// Keeps the files of segments until it is dropped.
+#[derive(Debug)]
+pub(super) struct Pins {
+    partition: Rc<Partition>,
+    slots: RefCell<Vec<usize>>,
+}
+
+impl Pins {
+    pub(super) fn new(partition: &Rc<Partition>, slots: Vec<usize>) -> Self {
+        let space = &mut partition.ledger.borrow_mut().space;
+        slots.iter().for_each(|&slot| space.get_mut(slot).pins += 1);
+        Self { partition: Rc::clone(partition), slots: RefCell::new(slots) }
+    }
+
+    /// Lets go of one.
+    pub(super) fn release(&self, slot: usize) {
+        let mut slots = self.slots.borrow_mut();
+        if let Some(at) = slots.iter().position(|&pinned| pinned == slot) {
+            slots.swap_remove(at);
+            drop(slots);
+            self.partition.unpin(slot);
+        }
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        for slot in self.slots.take() {
+            self.partition.unpin(slot);
+        }
+    }
+}
+
+/// Where a walk stands. It lives with its partition.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    pins: Pins,
+    prefix: Bytes,
+    /// The segments as the walk began: their slots and lengths, by id.
+    segments: BTreeMap<u64, (usize, u64)>,
+    /// The segment that is being read, and where in it.
+    at: Cell<(u64, u64)>,
+}
+
+impl Partition {
+    fn unpin(self: &Rc<Self>, slot: usize) {
+        let last = {
+            let space = &mut self.ledger.borrow_mut().space;
+            let extant = space.get_mut(slot);
+            extant.pins -= 1;
+            extant.pins == 0 && extant.dropped
+        };
+        if last {
+            let partition = Rc::clone(self);
+            // If the removal fails, the next opening does it.
+            self.chore(async move { drop(partition.remove_dropped(slot).await) });
+        }
+    }
+
+    /// Begins a walk over the entries whose keys begin so.
+    pub(crate) fn walk(self: &Rc<Self>, prefix: Bytes) -> Walk {
+        let segments: BTreeMap<_, _> = {
+            let space = &self.ledger.borrow().space;
+            let there = space.iter().filter(|(_, e)| !e.dropped);
+            there.map(|(slot, e)| (e.segment.id, (slot, e.scan_len().min(e.len)))).collect()
+        };
+        let pins = Pins::new(self, segments.values().map(|&(slot, _)| slot).collect());
+        Walk { pins, prefix, segments, at: Cell::new((0, crate::log::BLOCK)) }
+    }
+}
+
+impl Walk {
+    /// The next entries; none at the end.
+    pub(crate) async fn next(&self) -> Result<Vec<Walked>> {
+        let partition = &self.pins.partition;
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        while let Some((&id, &(slot, len))) = self.segments.range(self.at.get().0..).next() {
+            let offset = if self.at.get().0 == id { self.at.get().1 } else { crate::log::BLOCK };
+            let segment = partition.ledger.borrow_mut().space.to_read(slot);
+            let strictness = Strictness { sealed: false, salvage: false };
+            let mut scan = Scan::new(&segment, len, strictness).from(offset);
+            while let Some(shown) = scan.next().await? {
+                if shown.record().kind == Kind::Put
+                    && shown.record().key.starts_with(&self.prefix)
+                    && let Some(entry) = self.show(slot, &shown).await?
+                {
+                    bytes += entry.key.len() + entry.value.len();
+                    entries.push(entry);
+                }
+                if bytes >= STEP {
+                    self.at.set((id, scan.offset()));
+                    return Ok(entries);
+                }
+            }
+            self.at.set((id + 1, crate::log::BLOCK));
+            self.pins.release(slot);
+        }
+        Ok(entries)
+    }
+
+    /// The entry of a record, if that is the one to show.
+    async fn show(&self, slot: usize, shown: &Shown) -> Result<Option<Walked>> {
+        let partition = &self.pins.partition;
+        let record = shown.record();
+        let digest = Digest::new(&partition.secret, record.key);
+        let Some(place) = partition.place(digest) else { return Ok(None) };
+        let here = place.slot() == slot && place.offset() == shown.offset;
+        if !here {
+            // Overwritten, or moved by a merge to where this walk does not come by?
+            if self.comes_by(place) {
+                return Ok(None);
+            }
+            match partition.read(digest, record.key).await? {
+                Some((_, found)) if found.version == record.sequence => {}
+                _ => return Ok(None),
+            }
+        }
+        if partition.is_expired(record.expiry) {
+            return Ok(None);
+        }
+        let (key, value) = shown.share();
+        Ok(Some(Walked { key, value, version: record.sequence, expiry: record.expiry }))
+    }
+
+    fn comes_by(&self, place: Place) -> bool {
+        let id = self.pins.partition.ledger.borrow().space.get(place.slot()).segment.id;
+        self.segments.get(&id).is_some_and(|&(_, len)| place.offset() < len)
+    }
+}

@@ -1,0 +1,44 @@
+//! [`OpenReport`]: what opening a store found, and what it did about it.
+
+use crate::error::Error;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What recovery saw and did. From [`Store::open_report`](crate::Store::open_report).
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct OpenReport {
+    /// One entry for each partition, in order.
+    pub partitions: Vec<PartitionReport>,
+}
+
+/// What recovery saw and did in one partition.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct PartitionReport {
+    /// Segments with records.
+    pub segments: u64,
+    /// Of these, how many were loaded from their hints.
+    pub hinted: u64,
+    /// Bytes that were scanned for want of a hint.
+    pub scanned_bytes: u64,
+    /// Bytes after the end of the log that a crash left there, and that mean nothing.
+    pub torn_bytes: u64,
+    /// Whole records among these: they were never acknowledged, and what came before them is lost.
+    pub torn_records: u64,
+    /// Files without a meaning that were removed.
+    pub leftovers: u64,
+    /// The damage that a salvage went past. A strict opening fails at the first.
+    pub damage: Vec<Error>,
+    /// Where copies of the damaged files are.
+    pub quarantined: Vec<PathBuf>,
+    /// How long reading took.
+    pub took: Duration,
+}
+
+impl OpenReport {
+    /// Whether the store was as it had been left: nothing torn, nothing damaged.
+    pub fn is_clean(&self) -> bool {
+        self.partitions.iter().all(|p| p.torn_bytes == 0 && p.damage.is_empty())
+    }
+}
