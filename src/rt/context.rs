@@ -41,7 +41,16 @@ enum Body {
 struct Resident {
     body: Body,
     waker: Waker,
+    header: Arc<Header>,
     live: Live,
+}
+
+/// A task's place in the table.
+struct Slot {
+    /// `None` while it is being polled, and always for the future of a `block_on`.
+    resident: Option<Resident>,
+    /// It is in the ready queue, where each task is but once.
+    queued: bool,
 }
 
 struct Hop {
@@ -61,16 +70,15 @@ pub(crate) struct Context {
     handle: Handle,
     shared: Arc<Shared>,
     index: usize,
-    /// `None` while a task is being polled.
-    tasks: RefCell<Slab<Option<Resident>>>,
-    ready: RefCell<VecDeque<Arc<Header>>>,
+    tasks: RefCell<Slab<Slot>>,
+    /// Tasks of the table. A key of one that has left it finds nothing.
+    ready: RefCell<VecDeque<Key>>,
     in_flight: RefCell<Slab<Arc<dyn InFlight>>>,
     driver: RefCell<Box<dyn Driver>>,
     owned: RefCell<Slab<Rc<dyn Any>>>,
     running: Cell<Running>,
     hop: RefCell<Option<Hop>>,
-    /// The header of a `block_on`'s future, which is in no table, and whether it was woken.
-    root: RefCell<Option<Arc<Header>>>,
+    /// Whether the future of a `block_on` is to be polled.
     root_woken: Cell<bool>,
     /// As of the last look into the mailbox.
     phase: Cell<Phase>,
@@ -149,7 +157,6 @@ impl Context {
             owned: RefCell::new(Slab::new()),
             running: Cell::new(Running::Other),
             hop: RefCell::default(),
-            root: RefCell::default(),
             root_woken: Cell::new(false),
             phase: Cell::new(Phase::Open),
             messages: RefCell::default(),
@@ -288,12 +295,25 @@ impl Context {
 
     fn admit(&self, header: Arc<Header>, body: Body, live: Live) {
         let waker = Waker::from(Arc::clone(&header));
-        header.set_key(self.tasks.borrow_mut().insert(Some(Resident { body, waker, live })));
-        self.make_ready(header);
+        let place = Arc::clone(&header);
+        self.give_key(&place, Some(Resident { body, waker, header, live }));
     }
 
-    pub(crate) fn make_ready(&self, header: Arc<Header>) {
-        self.ready.borrow_mut().push_back(header);
+    /// Puts a task into the table, and has it polled.
+    fn give_key(&self, header: &Header, resident: Option<Resident>) -> Key {
+        let key = self.tasks.borrow_mut().insert(Slot { resident, queued: false });
+        header.set_key(key);
+        self.wake(key);
+        key
+    }
+
+    /// Has the task of this key polled, if it is here.
+    pub(crate) fn wake(&self, key: Key) {
+        if let Some(slot) = self.tasks.borrow_mut().get_mut(key)
+            && !std::mem::replace(&mut slot.queued, true)
+        {
+            self.ready.borrow_mut().push_back(key);
+        }
     }
 
     pub(crate) fn has_ready(&self) -> bool {
@@ -323,7 +343,9 @@ impl Context {
         self.phase.set(self.mailbox().take(&mut messages));
         for message in messages.drain(..) {
             match message {
-                Message::Run(header) => self.make_ready(header),
+                // Else it hopped while this was under way, and is polled where it arrives.
+                Message::Run(header) if header.home() == self.index => self.wake(header.key()),
+                Message::Run(_) => {}
                 Message::Arrive(header, future, live, wakers) => {
                     self.arrive(header, future, live, wakers);
                 }
@@ -345,40 +367,40 @@ impl Context {
     pub(crate) fn run_ready(&self) {
         let polls = self.ready.borrow().len().min(POLLS_PER_TURN);
         for _ in 0..polls {
-            let Some(header) = self.ready.borrow_mut().pop_front() else {
+            let Some(key) = self.ready.borrow_mut().pop_front() else {
                 return;
             };
-            self.run(header);
+            self.run(key);
         }
     }
 
-    fn run(&self, header: Arc<Header>) {
-        if header.home() != self.index {
-            return; // it hopped while this was under way, and is polled where it arrives
-        }
-        if self.is_root(&header) {
-            header.scheduled.clear();
+    fn run(&self, key: Key) {
+        let mut tasks = self.tasks.borrow_mut();
+        let Some(slot) = tasks.get_mut(key) else { return };
+        slot.queued = false;
+        let Some(mut resident) = slot.resident.take() else {
             return self.root_woken.set(true);
-        }
-        let key = header.key();
-        let resident = self.tasks.borrow_mut().get_mut(key).and_then(Option::take);
-        // None: it is done, or hopping here with its poll still to come.
-        let Some(mut resident) = resident else { return };
-        header.scheduled.clear();
-        if header.is_cancelled() {
+        };
+        drop(tasks);
+        resident.header.scheduled.clear();
+        if resident.header.is_cancelled() {
             self.tasks.borrow_mut().remove(key);
             return contain(|| drop(resident));
         }
         let poll = self.poll(&mut resident);
         let hop = self.hop.take();
         match (poll, hop, resident) {
-            (Some(Poll::Pending), Some(hop), Resident { body: Body::Send(future), live, .. }) => {
+            (
+                Some(Poll::Pending),
+                Some(hop),
+                Resident { body: Body::Send(future), header, live, .. },
+            ) => {
                 self.tasks.borrow_mut().remove(key);
                 self.depart(header, future, live, hop);
             }
             (Some(Poll::Pending), _, resident) => {
                 if let Some(slot) = self.tasks.borrow_mut().get_mut(key) {
-                    *slot = Some(resident);
+                    slot.resident = Some(resident);
                 }
             }
             (_, _, resident) => {
@@ -429,13 +451,14 @@ impl Context {
 
     // ---- the future of a block_on -----------------------------------------------------------
 
-    pub(crate) fn set_root(&self, header: Option<Arc<Header>>) {
-        self.root.replace(header);
-        self.root_woken.set(false);
+    /// Has it polled, and every time its header is woken, until [`end_root`](Self::end_root).
+    pub(crate) fn begin_root(&self, header: &Header) -> Key {
+        self.give_key(header, None)
     }
 
-    fn is_root(&self, header: &Arc<Header>) -> bool {
-        self.root.borrow().as_ref().is_some_and(|root| Arc::ptr_eq(root, header))
+    pub(crate) fn end_root(&self, key: Key) {
+        self.tasks.borrow_mut().remove(key);
+        self.root_woken.set(false);
     }
 
     pub(crate) fn take_root_woken(&self) -> bool {
@@ -458,14 +481,13 @@ impl Context {
             for message in messages {
                 contain(|| drop(message));
             }
-            for task in tasks.into_values().flatten() {
+            for task in tasks.into_values().filter_map(|slot| slot.resident) {
                 dropped += 1;
                 contain(|| drop(task));
             }
             for value in owned.into_values() {
                 contain(|| drop(value));
             }
-            contain(|| drop(ready));
             if last {
                 return dropped;
             }
