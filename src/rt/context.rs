@@ -73,7 +73,7 @@ pub(crate) struct Context {
     tasks: RefCell<Slab<Slot>>,
     /// Tasks of the table. A key of one that has left it finds nothing.
     ready: RefCell<VecDeque<Key>>,
-    in_flight: RefCell<Slab<Arc<dyn InFlight>>>,
+    in_flight: RefCell<Slab<InFlight>>,
     driver: RefCell<Box<dyn Driver>>,
     owned: RefCell<Slab<Rc<dyn Any>>>,
     running: Cell<Running>,
@@ -226,7 +226,7 @@ impl Context {
     // ---- operations -------------------------------------------------------------------------
 
     /// Takes the cell into the table, and only then shows its request to the driver.
-    pub(crate) fn submit(&self, cell: Arc<dyn InFlight>, request: Request) -> Key {
+    pub(crate) fn submit(&self, cell: InFlight, request: Request) -> Key {
         let key = self.in_flight.borrow_mut().insert(cell);
         self.driver.borrow_mut().push(key.0, request);
         key
@@ -244,7 +244,7 @@ impl Context {
     pub(crate) fn cancel_all(&self) {
         let keys = self.in_flight.borrow().keys();
         for key in keys {
-            if self.in_flight.borrow_mut().get_mut(key).is_some_and(|cell| cell.may_cancel()) {
+            if self.in_flight.borrow_mut().get_mut(key).is_some_and(|cell| cell.may_cancel) {
                 self.cancel_quietly(key);
             }
         }
