@@ -140,9 +140,8 @@ mod loom_tests {
     use super::*;
     use loom::sync::Arc;
 
-    /// Two wakers against the polls of their messages, and one that somebody at home asked for:
-    /// whatever a waker wrote before its wake is seen by a poll that comes after, whether it won the
-    /// bit or lost it.
+    /// Two wakers against one poll: whatever a waker wrote before its wake is seen by a poll that
+    /// comes after, whether it won the bit or lost it.
     #[test]
     fn loom_a_wake_that_loses_the_bit_still_reaches_the_poll() {
         loom::model(|| {
@@ -161,21 +160,54 @@ mod loom_tests {
                 })
                 .collect();
             let (mut polls, mut seen) = (0, 0);
-            let mut poll = |at_home: bool| {
-                let message = queued.load(Ordering::Acquire) > polls;
-                if message || at_home {
-                    polls += usize::from(message);
+            let mut poll = || {
+                if queued.load(Ordering::Acquire) > polls {
+                    polls += 1;
                     bit.clear();
                     seen = data.load(Ordering::Relaxed);
                 }
             };
-            poll(true);
-            poll(false);
+            poll();
             for waker in wakers {
                 waker.join().unwrap();
             }
-            poll(false);
-            poll(false);
+            poll();
+            poll();
+            assert_eq!(seen, 2, "the last poll saw both");
+        });
+    }
+
+    /// Polls that somebody at home asked for come between: they may clear the bit, or miss it.
+    #[test]
+    fn loom_a_poll_that_misses_a_claim_is_followed_by_one_that_does_not() {
+        loom::model(|| {
+            let bit = Arc::new(Scheduled::new(false));
+            let data = Arc::new(AtomicUsize::new(0));
+            let queued = Arc::new(AtomicUsize::new(0));
+            let waker = {
+                let (bit, data, queued) = (bit.clone(), data.clone(), queued.clone());
+                loom::thread::spawn(move || {
+                    for _ in 0..2 {
+                        data.fetch_add(1, Ordering::Relaxed);
+                        if bit.claim() {
+                            queued.fetch_add(1, Ordering::Release);
+                        }
+                    }
+                })
+            };
+            bit.clear();
+            let mut seen = data.load(Ordering::Relaxed);
+            let mut polls = 0;
+            while polls < queued.load(Ordering::Acquire) {
+                polls += 1;
+                bit.clear();
+                seen = data.load(Ordering::Relaxed);
+            }
+            waker.join().unwrap();
+            if polls < queued.load(Ordering::Acquire) {
+                bit.clear();
+                seen = data.load(Ordering::Relaxed);
+            }
             assert_eq!(seen, 2, "the last poll saw both");
         });
     }
