@@ -20,6 +20,7 @@
 
 #![expect(unsafe_code, reason = "shares a payload between the kernel and a future")]
 
+use super::slab::Key;
 use super::sync::UnsafeCell;
 use super::sync::atomic::{AtomicU8, Ordering};
 use std::ptr::NonNull;
@@ -35,8 +36,8 @@ const ORPHAN: u8 = 5;
 /// What the completer has to do once it has completed a cell, outside of every borrow.
 #[derive(Debug)]
 pub(crate) enum Completed<T> {
-    /// Wake the future, if it left a waker.
-    Wake(Option<Waker>),
+    /// Wake the task that submitted, and whoever left a waker.
+    Wake(Key, Option<Waker>),
     /// The future is gone: the payload is the completer's to drop.
     Orphan(T),
 }
@@ -47,6 +48,7 @@ pub(crate) struct Cell<T> {
     waker: UnsafeCell<Option<Waker>>,
     result: UnsafeCell<i32>,
     payload: UnsafeCell<T>,
+    task: Key,
 }
 
 impl<T> Cell<T> {
@@ -61,13 +63,13 @@ impl<T> Cell<T> {
         let this = unsafe { cell.as_ref() };
         // SAFETY: only the completer writes the result, and the future reads it after `DONE`.
         this.result.with_mut(|slot| unsafe { *slot = result });
-        let mut waker = None;
+        let (task, mut waker) = (this.task, None);
         let mut state = this.state.load(Ordering::Acquire);
         while state != ORPHAN {
             // The future may free the cell from `DONE` on, so its waker is taken before.
             let next = if state == LEFT { TAKING } else { DONE };
             match this.state.compare_exchange(state, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) if next == DONE => return Completed::Wake(waker),
+                Ok(_) if next == DONE => return Completed::Wake(task, waker),
                 Ok(_) => {
                     // SAFETY: `TAKING` gives the slot to the completer.
                     waker = this.waker.with_mut(|slot| unsafe { (*slot).take() });
@@ -103,10 +105,11 @@ unsafe impl<T: Send> Send for Waiting<T> {}
 unsafe impl<T: Send> Sync for Waiting<T> {}
 
 impl<T> Waiting<T> {
-    pub(crate) fn new(payload: T, waker: Option<Waker>) -> Self {
+    /// `task` is one of the ring's thread, to be woken whatever wakers are left, or `Key::NONE`.
+    pub(crate) fn new(payload: T, task: Key, waker: Option<Waker>) -> Self {
         let state = AtomicU8::new(if waker.is_some() { LEFT } else { WAITING });
         let (waker, result) = (UnsafeCell::new(waker), UnsafeCell::new(0));
-        let cell = Cell { state, waker, result, payload: UnsafeCell::new(payload) };
+        let cell = Cell { state, waker, result, payload: UnsafeCell::new(payload), task };
         Self(NonNull::from(Box::leak(Box::new(cell))))
     }
 
@@ -205,12 +208,12 @@ mod tests {
 
     #[test]
     fn the_last_waker_polled_with_is_woken_once_and_the_payload_comes_back() {
-        let cell = Waiting::new(Box::new(7), None);
+        let cell = Waiting::new(Box::new(7), Key::NONE, None);
         let (first, last) = (Arc::new(Count::default()), Arc::new(Count::default()));
         assert!(cell.poll(&first.clone().into()).is_pending());
         assert!(cell.poll(&last.clone().into()).is_pending());
         match complete(&cell, 3) {
-            Completed::Wake(Some(waker)) => waker.wake(),
+            Completed::Wake(_, Some(waker)) => waker.wake(),
             other => panic!("{other:?}"),
         }
         assert_eq!(first.0.load(Ordering::Relaxed), 0);
@@ -222,7 +225,7 @@ mod tests {
     #[test]
     fn an_abandoned_payload_is_freed_by_the_completion_and_not_before() {
         let payload = Arc::new(());
-        let cell = Waiting::new(payload.clone(), Some(Waker::noop().clone()));
+        let cell = Waiting::new(payload.clone(), Key::NONE, Some(Waker::noop().clone()));
         let kernels = Waiting(cell.as_ptr());
         assert!(cell.abandon().is_none());
         assert_eq!(Arc::strong_count(&payload), 2, "the kernel still has it");
@@ -232,8 +235,8 @@ mod tests {
 
     #[test]
     fn a_result_nobody_took_goes_to_the_one_who_abandons() {
-        let cell = Waiting::new("payload", None);
-        assert!(matches!(complete(&cell, 9), Completed::Wake(None)));
+        let cell = Waiting::new("payload", Key::NONE, None);
+        assert!(matches!(complete(&cell, 9), Completed::Wake(_, None)));
         assert_eq!(cell.abandon(), Some(("payload", 9)));
     }
 }
@@ -264,7 +267,7 @@ mod loom_tests {
             let cell = cell;
             // SAFETY: completed once, and there is no kernel.
             match unsafe { Cell::complete(cell.0, 5) } {
-                Completed::Wake(waker) => {
+                Completed::Wake(_, waker) => {
                     waker.into_iter().for_each(Waker::wake);
                     false
                 }
@@ -282,7 +285,7 @@ mod loom_tests {
                 let first = std::sync::Arc::new(Count(AtomicUsize::new(0)));
                 let second = std::sync::Arc::new(Count(AtomicUsize::new(0)));
                 let waker = left.then(|| first.clone().into());
-                let cell = Waiting::new(Arc::new(1), waker);
+                let cell = Waiting::new(Arc::new(1), Key::NONE, waker);
                 let ring = complete(&cell);
                 let mut seen = cell.poll(&first.clone().into()).is_ready();
                 if !seen {
@@ -306,7 +309,7 @@ mod loom_tests {
         for (left, polled) in [(false, false), (true, false), (false, true), (true, true)] {
             loom::model(move || {
                 let waker = left.then(|| Waker::noop().clone());
-                let cell = Waiting::new(Arc::new(1), waker);
+                let cell = Waiting::new(Arc::new(1), Key::NONE, waker);
                 let ring = complete(&cell);
                 if polled {
                     let _ = cell.poll(Waker::noop());

@@ -19,9 +19,10 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll, Waker};
+use std::task::{Context as TaskContext, Poll, RawWakerVTable, Waker};
 use std::time::Instant;
 
 thread_local! {
@@ -59,11 +60,14 @@ struct Hop {
     wakers: Vec<Waker>,
 }
 
-/// Which kind of future is being polled: may it hop?
-#[derive(Clone, Copy, PartialEq)]
+/// What is being polled.
+#[derive(Clone, Copy)]
 enum Running {
     Other,
+    /// It may hop.
     SendTask,
+    /// It stays here, so its key does for its waker, which is made of these two.
+    LocalTask(Key, *const (), &'static RawWakerVTable),
 }
 
 pub(crate) struct Context {
@@ -266,7 +270,11 @@ impl Context {
                     let cell = self.in_flight.borrow_mut().remove(Key(token));
                     // SAFETY: the driver has handed out the completion, so it is done with the
                     // memory; the key is out of the table, so this happens once.
-                    let waker = cell.and_then(|cell| unsafe { cell.complete(result) });
+                    let Some((task, waker)) = cell.map(|cell| unsafe { cell.complete(result) })
+                    else {
+                        continue;
+                    };
+                    self.wake(task);
                     if let Some(waker) = waker {
                         waker.wake();
                     }
@@ -322,7 +330,7 @@ impl Context {
 
     /// Asks for the task that is being polled to be moved. False if it may not leave.
     pub(crate) fn ask_to_hop(&self, target: usize, waker: &Waker) -> bool {
-        let may = self.running.get() == Running::SendTask;
+        let may = matches!(self.running.get(), Running::SendTask);
         if may {
             let waker = waker.clone();
             let mut hop = self.hop.borrow_mut();
@@ -331,6 +339,33 @@ impl Context {
             hop.wakers.push(waker);
         }
         may
+    }
+
+    /// The key to [wake](Self::wake) by, if this is the waker of the task that is being polled and
+    /// that stays here: whoever waits on this thread need not clone the waker.
+    pub(crate) fn resting_task(&self, waker: &Waker) -> Option<Key> {
+        match self.running.get() {
+            Running::LocalTask(key, data, vtable) => {
+                (waker.data() == data && std::ptr::eq(waker.vtable(), vtable)).then_some(key)
+            }
+            Running::Other | Running::SendTask => None,
+        }
+    }
+
+    /// Polls what stays on this thread, under its key.
+    pub(crate) fn poll_local<F>(
+        &self,
+        key: Key,
+        future: Pin<&mut F>,
+        waker: &Waker,
+    ) -> Poll<F::Output>
+    where
+        F: Future + ?Sized,
+    {
+        self.running.set(Running::LocalTask(key, waker.data(), waker.vtable()));
+        let poll = future.poll(&mut TaskContext::from_waker(waker));
+        self.running.set(Running::Other);
+        poll
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -387,7 +422,7 @@ impl Context {
             self.tasks.borrow_mut().remove(key);
             return contain(|| drop(resident));
         }
-        let poll = self.poll(&mut resident);
+        let poll = self.poll(key, &mut resident);
         let hop = self.hop.take();
         match (poll, hop, resident) {
             (
@@ -412,15 +447,14 @@ impl Context {
 
     /// None if it panicked. (The task's own panics are caught further in and go to its awaiter;
     /// what comes here was thrown by a drop on the way out.)
-    fn poll(&self, Resident { body, waker, .. }: &mut Resident) -> Option<Poll<()>> {
-        let mut cx = TaskContext::from_waker(waker);
+    fn poll(&self, key: Key, Resident { body, waker, .. }: &mut Resident) -> Option<Poll<()>> {
         let mut poll = None;
         contain(|| {
             poll = Some(match body {
-                Body::Local(future) => future.as_mut().poll(&mut cx),
+                Body::Local(future) => self.poll_local(key, future.as_mut(), waker),
                 Body::Send(future) => {
                     self.running.set(Running::SendTask);
-                    future.as_mut().poll(&mut cx)
+                    future.as_mut().poll(&mut TaskContext::from_waker(waker))
                 }
             });
         });
@@ -459,6 +493,7 @@ impl Context {
     pub(crate) fn end_root(&self, key: Key) {
         self.tasks.borrow_mut().remove(key);
         self.root_woken.set(false);
+        self.running.set(Running::Other); // also if its poll panicked
     }
 
     pub(crate) fn take_root_woken(&self) -> bool {

@@ -126,13 +126,13 @@ impl Executor {
         let mut future = pin!(future);
         let header = Header::new(Arc::clone(self.context.shared()), self.context.handle().index());
         let waker = Waker::from(Arc::clone(&header));
-        let _root = Root(&self.context, self.context.begin_root(&header));
-        let mut cx = TaskContext::from_waker(&waker);
+        let root = Root(&self.context, self.context.begin_root(&header));
         let mut output = None;
         let driven = self.drive(|| {
             if output.is_none() && self.context.take_root_woken() {
                 header.scheduled.clear();
-                if let Poll::Ready(done) = future.as_mut().poll(&mut cx) {
+                if let Poll::Ready(done) = self.context.poll_local(root.1, future.as_mut(), &waker)
+                {
                     output = Some(done);
                 }
             }

@@ -58,7 +58,7 @@ fn outcome(result: i32) -> io::Result<u32> {
 /// completed, it leaks the cell: the kernel may still write to it.
 pub(crate) struct InFlight {
     cell: NonNull<()>,
-    complete: unsafe fn(NonNull<()>, i32) -> Option<Waker>,
+    complete: unsafe fn(NonNull<()>, i32) -> (Key, Option<Waker>),
     /// Whether it may be cancelled when nobody wants its result.
     pub(crate) may_cancel: bool,
 }
@@ -70,12 +70,12 @@ impl InFlight {
         Self { cell, complete: complete::<T>, may_cancel: T::CANCEL_ON_DROP }
     }
 
-    /// Completes the cell; returns the future's waker, to be woken outside of every borrow.
+    /// Completes the cell; returns whom to wake, outside of every borrow.
     ///
     /// # Safety
     ///
     /// By the thread of the ring, when the driver no longer uses the payload's memory.
-    pub(crate) unsafe fn complete(self, result: i32) -> Option<Waker> {
+    pub(crate) unsafe fn complete(self, result: i32) -> (Key, Option<Waker>) {
         // SAFETY: pointer and function are of the same `T`; `self` is consumed, so it is once.
         unsafe { (self.complete)(self.cell, result) }
     }
@@ -84,13 +84,13 @@ impl InFlight {
 /// # Safety
 ///
 /// As for [`Cell::complete`], of a cell of this very type.
-unsafe fn complete<T: Operation>(cell: NonNull<()>, result: i32) -> Option<Waker> {
+unsafe fn complete<T: Operation>(cell: NonNull<()>, result: i32) -> (Key, Option<Waker>) {
     // SAFETY: this function's contract is the same.
     match unsafe { Cell::<T>::complete(cell.cast(), result) } {
-        Completed::Wake(waker) => waker,
+        Completed::Wake(task, waker) => (task, waker),
         Completed::Orphan(payload) => {
             payload.discard(outcome(result));
-            None
+            (Key::NONE, None)
         }
     }
 }
@@ -166,7 +166,12 @@ impl<T: Operation> Op<T> {
     /// Submits to a context that need not be the thread's current one.
     pub(crate) fn submit_on(&mut self, context: &Context, waker: Option<&Waker>) {
         if let State::Idle(payload) = std::mem::replace(&mut self.state, State::Done) {
-            let cell = Waiting::new(payload, waker.cloned());
+            let (task, waker) = match waker.map(|waker| (waker, context.resting_task(waker))) {
+                None => (Key::NONE, None),
+                Some((_, Some(task))) => (task, None),
+                Some((waker, None)) => (Key::NONE, Some(waker.clone())),
+            };
+            let cell = Waiting::new(payload, task, waker);
             // SAFETY: the cell was made on the line above and nobody else has it.
             let request = unsafe { cell.with_payload(T::request) };
             let key = context.submit(InFlight::new(&cell), request);
