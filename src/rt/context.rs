@@ -49,7 +49,7 @@ struct Resident {
 /// A task's place in the table.
 struct Slot {
     /// `None` while it is being polled, and always for the future of a `block_on`.
-    resident: Option<Resident>,
+    resident: Option<Box<Resident>>,
     /// It is in the ready queue, where each task is but once.
     queued: bool,
 }
@@ -304,11 +304,11 @@ impl Context {
     fn admit(&self, header: Arc<Header>, body: Body, live: Live) {
         let waker = Waker::from(Arc::clone(&header));
         let place = Arc::clone(&header);
-        self.give_key(&place, Some(Resident { body, waker, header, live }));
+        self.give_key(&place, Some(Box::new(Resident { body, waker, header, live })));
     }
 
     /// Puts a task into the table, and has it polled.
-    fn give_key(&self, header: &Header, resident: Option<Resident>) -> Key {
+    fn give_key(&self, header: &Header, resident: Option<Box<Resident>>) -> Key {
         let key = self.tasks.borrow_mut().insert(Slot { resident, queued: false });
         header.set_key(key);
         self.wake(key);
@@ -423,22 +423,17 @@ impl Context {
             return contain(|| drop(resident));
         }
         let poll = self.poll(key, &mut resident);
-        let hop = self.hop.take();
-        match (poll, hop, resident) {
-            (
-                Some(Poll::Pending),
-                Some(hop),
-                Resident { body: Body::Send(future), header, live, .. },
-            ) => {
-                self.tasks.borrow_mut().remove(key);
-                self.depart(header, future, live, hop);
-            }
-            (Some(Poll::Pending), _, resident) => {
+        match (poll, self.hop.take()) {
+            (Some(Poll::Pending), None) => {
                 if let Some(slot) = self.tasks.borrow_mut().get_mut(key) {
                     slot.resident = Some(resident);
                 }
             }
-            (_, _, resident) => {
+            (Some(Poll::Pending), Some(hop)) => {
+                self.tasks.borrow_mut().remove(key);
+                self.depart(*resident, hop);
+            }
+            _ => {
                 self.tasks.borrow_mut().remove(key);
                 contain(|| drop(resident));
             }
@@ -462,7 +457,10 @@ impl Context {
         poll
     }
 
-    fn depart(&self, header: Arc<Header>, future: SendFuture, live: Live, hop: Hop) {
+    fn depart(&self, task: Resident, hop: Hop) {
+        let Resident { body: Body::Send(future), header, live, .. } = task else {
+            unreachable!("only these ask to hop")
+        };
         // Its arrival is a wake: those that come until its poll there are merged into it, and those
         // that are still under way to here are passed over. Else they would pile up behind a task
         // that hops on and on. The poll sees what their wakers wrote, since it clears this bit.

@@ -203,16 +203,19 @@ impl<T: Operation> Future for Op<T> {
 
 impl<T: Operation> Drop for Op<T> {
     fn drop(&mut self) {
-        let State::InFlight { cell, id } = std::mem::replace(&mut self.state, State::Done) else {
-            return;
-        };
-        if let Some((payload, result)) = cell.abandon() {
-            payload.discard(outcome(result));
-        } else if T::CANCEL_ON_DROP {
-            match Context::current() {
-                Some(context) if context.is_home_of(&id.home) => context.cancel_quietly(id.key),
-                // Refused only by an executor that is closing, and cancels everything itself.
-                _ => drop(id.home.mailbox().post(Message::Cancel(id.key))),
+        // The check first: most futures are done, and the state is large.
+        let in_flight = matches!(self.state, State::InFlight { .. });
+        if in_flight
+            && let State::InFlight { cell, id } = std::mem::replace(&mut self.state, State::Done)
+        {
+            if let Some((payload, result)) = cell.abandon() {
+                payload.discard(outcome(result));
+            } else if T::CANCEL_ON_DROP {
+                match Context::current() {
+                    Some(context) if context.is_home_of(&id.home) => context.cancel_quietly(id.key),
+                    // Refused only by an executor that is closing, and cancels everything itself.
+                    _ => drop(id.home.mailbox().post(Message::Cancel(id.key))),
+                }
             }
         }
     }
