@@ -19,9 +19,10 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll, Waker};
+use std::task::{Context as TaskContext, Poll, RawWakerVTable, Waker};
 use std::time::Instant;
 
 thread_local! {
@@ -41,7 +42,16 @@ enum Body {
 struct Resident {
     body: Body,
     waker: Waker,
+    header: Arc<Header>,
     live: Live,
+}
+
+/// A task's place in the table.
+struct Slot {
+    /// `None` while it is being polled, and always for the future of a `block_on`.
+    resident: Option<Box<Resident>>,
+    /// It is in the ready queue, where each task is but once.
+    queued: bool,
 }
 
 struct Hop {
@@ -50,27 +60,29 @@ struct Hop {
     wakers: Vec<Waker>,
 }
 
-/// Which kind of future is being polled: may it hop?
-#[derive(Clone, Copy, PartialEq)]
+/// What is being polled.
+#[derive(Clone, Copy)]
 enum Running {
     Other,
+    /// It may hop.
     SendTask,
+    /// It stays here, so its key does for its waker, which is made of these two.
+    LocalTask(Key, *const (), &'static RawWakerVTable),
 }
 
 pub(crate) struct Context {
     handle: Handle,
     shared: Arc<Shared>,
     index: usize,
-    /// `None` while a task is being polled.
-    tasks: RefCell<Slab<Option<Resident>>>,
-    ready: RefCell<VecDeque<Arc<Header>>>,
-    in_flight: RefCell<Slab<Arc<dyn InFlight>>>,
+    tasks: RefCell<Slab<Slot>>,
+    /// Tasks of the table. A key of one that has left it finds nothing.
+    ready: RefCell<VecDeque<Key>>,
+    in_flight: RefCell<Slab<InFlight>>,
     driver: RefCell<Box<dyn Driver>>,
     owned: RefCell<Slab<Rc<dyn Any>>>,
     running: Cell<Running>,
     hop: RefCell<Option<Hop>>,
-    /// The header of a `block_on`'s future, which is in no table, and whether it was woken.
-    root: RefCell<Option<Arc<Header>>>,
+    /// Whether the future of a `block_on` is to be polled.
     root_woken: Cell<bool>,
     /// As of the last look into the mailbox.
     phase: Cell<Phase>,
@@ -149,7 +161,6 @@ impl Context {
             owned: RefCell::new(Slab::new()),
             running: Cell::new(Running::Other),
             hop: RefCell::default(),
-            root: RefCell::default(),
             root_woken: Cell::new(false),
             phase: Cell::new(Phase::Open),
             messages: RefCell::default(),
@@ -219,7 +230,7 @@ impl Context {
     // ---- operations -------------------------------------------------------------------------
 
     /// Takes the cell into the table, and only then shows its request to the driver.
-    pub(crate) fn submit(&self, cell: Arc<dyn InFlight>, request: Request) -> Key {
+    pub(crate) fn submit(&self, cell: InFlight, request: Request) -> Key {
         let key = self.in_flight.borrow_mut().insert(cell);
         self.driver.borrow_mut().push(key.0, request);
         key
@@ -237,7 +248,7 @@ impl Context {
     pub(crate) fn cancel_all(&self) {
         let keys = self.in_flight.borrow().keys();
         for key in keys {
-            if self.in_flight.borrow_mut().get_mut(key).is_some_and(|cell| cell.may_cancel()) {
+            if self.in_flight.borrow_mut().get_mut(key).is_some_and(|cell| cell.may_cancel) {
                 self.cancel_quietly(key);
             }
         }
@@ -259,7 +270,11 @@ impl Context {
                     let cell = self.in_flight.borrow_mut().remove(Key(token));
                     // SAFETY: the driver has handed out the completion, so it is done with the
                     // memory; the key is out of the table, so this happens once.
-                    let waker = cell.and_then(|cell| unsafe { cell.complete(result) });
+                    let Some((task, waker)) = cell.map(|cell| unsafe { cell.complete(result) })
+                    else {
+                        continue;
+                    };
+                    self.wake(task);
                     if let Some(waker) = waker {
                         waker.wake();
                     }
@@ -288,12 +303,25 @@ impl Context {
 
     fn admit(&self, header: Arc<Header>, body: Body, live: Live) {
         let waker = Waker::from(Arc::clone(&header));
-        header.set_key(self.tasks.borrow_mut().insert(Some(Resident { body, waker, live })));
-        self.make_ready(header);
+        let place = Arc::clone(&header);
+        self.give_key(&place, Some(Box::new(Resident { body, waker, header, live })));
     }
 
-    pub(crate) fn make_ready(&self, header: Arc<Header>) {
-        self.ready.borrow_mut().push_back(header);
+    /// Puts a task into the table, and has it polled.
+    fn give_key(&self, header: &Header, resident: Option<Box<Resident>>) -> Key {
+        let key = self.tasks.borrow_mut().insert(Slot { resident, queued: false });
+        header.set_key(key);
+        self.wake(key);
+        key
+    }
+
+    /// Has the task of this key polled, if it is here.
+    pub(crate) fn wake(&self, key: Key) {
+        if let Some(slot) = self.tasks.borrow_mut().get_mut(key)
+            && !std::mem::replace(&mut slot.queued, true)
+        {
+            self.ready.borrow_mut().push_back(key);
+        }
     }
 
     pub(crate) fn has_ready(&self) -> bool {
@@ -302,7 +330,7 @@ impl Context {
 
     /// Asks for the task that is being polled to be moved. False if it may not leave.
     pub(crate) fn ask_to_hop(&self, target: usize, waker: &Waker) -> bool {
-        let may = self.running.get() == Running::SendTask;
+        let may = matches!(self.running.get(), Running::SendTask);
         if may {
             let waker = waker.clone();
             let mut hop = self.hop.borrow_mut();
@@ -311,6 +339,33 @@ impl Context {
             hop.wakers.push(waker);
         }
         may
+    }
+
+    /// The key to [wake](Self::wake) by, if this is the waker of the task that is being polled and
+    /// that stays here: whoever waits on this thread need not clone the waker.
+    pub(crate) fn resting_task(&self, waker: &Waker) -> Option<Key> {
+        match self.running.get() {
+            Running::LocalTask(key, data, vtable) => {
+                (waker.data() == data && std::ptr::eq(waker.vtable(), vtable)).then_some(key)
+            }
+            Running::Other | Running::SendTask => None,
+        }
+    }
+
+    /// Polls what stays on this thread, under its key.
+    pub(crate) fn poll_local<F>(
+        &self,
+        key: Key,
+        future: Pin<&mut F>,
+        waker: &Waker,
+    ) -> Poll<F::Output>
+    where
+        F: Future + ?Sized,
+    {
+        self.running.set(Running::LocalTask(key, waker.data(), waker.vtable()));
+        let poll = future.poll(&mut TaskContext::from_waker(waker));
+        self.running.set(Running::Other);
+        poll
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -323,7 +378,9 @@ impl Context {
         self.phase.set(self.mailbox().take(&mut messages));
         for message in messages.drain(..) {
             match message {
-                Message::Run(header) => self.make_ready(header),
+                // Else it hopped while this was under way, and is polled where it arrives.
+                Message::Run(header) if header.home() == self.index => self.wake(header.key()),
+                Message::Run(_) => {}
                 Message::Arrive(header, future, live, wakers) => {
                     self.arrive(header, future, live, wakers);
                 }
@@ -345,43 +402,38 @@ impl Context {
     pub(crate) fn run_ready(&self) {
         let polls = self.ready.borrow().len().min(POLLS_PER_TURN);
         for _ in 0..polls {
-            let Some(header) = self.ready.borrow_mut().pop_front() else {
+            let Some(key) = self.ready.borrow_mut().pop_front() else {
                 return;
             };
-            self.run(header);
+            self.run(key);
         }
     }
 
-    fn run(&self, header: Arc<Header>) {
-        if header.home() != self.index {
-            return; // it hopped while this was under way, and is polled where it arrives
-        }
-        if self.is_root(&header) {
-            header.scheduled.clear();
+    fn run(&self, key: Key) {
+        let mut tasks = self.tasks.borrow_mut();
+        let Some(slot) = tasks.get_mut(key) else { return };
+        slot.queued = false;
+        let Some(mut resident) = slot.resident.take() else {
             return self.root_woken.set(true);
-        }
-        let key = header.key();
-        let resident = self.tasks.borrow_mut().get_mut(key).and_then(Option::take);
-        // None: it is done, or hopping here with its poll still to come.
-        let Some(mut resident) = resident else { return };
-        header.scheduled.clear();
-        if header.is_cancelled() {
+        };
+        drop(tasks);
+        resident.header.scheduled.clear();
+        if resident.header.is_cancelled() {
             self.tasks.borrow_mut().remove(key);
             return contain(|| drop(resident));
         }
-        let poll = self.poll(&mut resident);
-        let hop = self.hop.take();
-        match (poll, hop, resident) {
-            (Some(Poll::Pending), Some(hop), Resident { body: Body::Send(future), live, .. }) => {
-                self.tasks.borrow_mut().remove(key);
-                self.depart(header, future, live, hop);
-            }
-            (Some(Poll::Pending), _, resident) => {
+        let poll = self.poll(key, &mut resident);
+        match (poll, self.hop.take()) {
+            (Some(Poll::Pending), None) => {
                 if let Some(slot) = self.tasks.borrow_mut().get_mut(key) {
-                    *slot = Some(resident);
+                    slot.resident = Some(resident);
                 }
             }
-            (_, _, resident) => {
+            (Some(Poll::Pending), Some(hop)) => {
+                self.tasks.borrow_mut().remove(key);
+                self.depart(*resident, hop);
+            }
+            _ => {
                 self.tasks.borrow_mut().remove(key);
                 contain(|| drop(resident));
             }
@@ -390,15 +442,14 @@ impl Context {
 
     /// None if it panicked. (The task's own panics are caught further in and go to its awaiter;
     /// what comes here was thrown by a drop on the way out.)
-    fn poll(&self, Resident { body, waker, .. }: &mut Resident) -> Option<Poll<()>> {
-        let mut cx = TaskContext::from_waker(waker);
+    fn poll(&self, key: Key, Resident { body, waker, .. }: &mut Resident) -> Option<Poll<()>> {
         let mut poll = None;
         contain(|| {
             poll = Some(match body {
-                Body::Local(future) => future.as_mut().poll(&mut cx),
+                Body::Local(future) => self.poll_local(key, future.as_mut(), waker),
                 Body::Send(future) => {
                     self.running.set(Running::SendTask);
-                    future.as_mut().poll(&mut cx)
+                    future.as_mut().poll(&mut TaskContext::from_waker(waker))
                 }
             });
         });
@@ -406,7 +457,10 @@ impl Context {
         poll
     }
 
-    fn depart(&self, header: Arc<Header>, future: SendFuture, live: Live, hop: Hop) {
+    fn depart(&self, task: Resident, hop: Hop) {
+        let Resident { body: Body::Send(future), header, live, .. } = task else {
+            unreachable!("only these ask to hop")
+        };
         // Its arrival is a wake: those that come until its poll there are merged into it, and those
         // that are still under way to here are passed over. Else they would pile up behind a task
         // that hops on and on. The poll sees what their wakers wrote, since it clears this bit.
@@ -429,13 +483,15 @@ impl Context {
 
     // ---- the future of a block_on -----------------------------------------------------------
 
-    pub(crate) fn set_root(&self, header: Option<Arc<Header>>) {
-        self.root.replace(header);
-        self.root_woken.set(false);
+    /// Has it polled, and every time its header is woken, until [`end_root`](Self::end_root).
+    pub(crate) fn begin_root(&self, header: &Header) -> Key {
+        self.give_key(header, None)
     }
 
-    fn is_root(&self, header: &Arc<Header>) -> bool {
-        self.root.borrow().as_ref().is_some_and(|root| Arc::ptr_eq(root, header))
+    pub(crate) fn end_root(&self, key: Key) {
+        self.tasks.borrow_mut().remove(key);
+        self.root_woken.set(false);
+        self.running.set(Running::Other); // also if its poll panicked
     }
 
     pub(crate) fn take_root_woken(&self) -> bool {
@@ -458,14 +514,13 @@ impl Context {
             for message in messages {
                 contain(|| drop(message));
             }
-            for task in tasks.into_values().flatten() {
+            for task in tasks.into_values().filter_map(|slot| slot.resident) {
                 dropped += 1;
                 contain(|| drop(task));
             }
             for value in owned.into_values() {
                 contain(|| drop(value));
             }
-            contain(|| drop(ready));
             if last {
                 return dropped;
             }

@@ -15,6 +15,7 @@ use super::handle::{Handle, Shared};
 use super::join::Task;
 use super::mailbox::Phase;
 use super::ring::Ring;
+use super::slab::Key;
 use super::spin::Spinner;
 use super::task::Header;
 use super::time::timeout;
@@ -125,17 +126,15 @@ impl Executor {
         let mut future = pin!(future);
         let header = Header::new(Arc::clone(self.context.shared()), self.context.handle().index());
         let waker = Waker::from(Arc::clone(&header));
-        self.context.set_root(Some(Arc::clone(&header)));
-        let _cleared = ClearRoot(&self.context);
-        self.context.make_ready(header); // the first poll
-        let mut cx = TaskContext::from_waker(&waker);
+        let root = Root(&self.context, self.context.begin_root(&header));
         let mut output = None;
         let driven = self.drive(|| {
-            if output.is_none()
-                && self.context.take_root_woken()
-                && let Poll::Ready(done) = future.as_mut().poll(&mut cx)
-            {
-                output = Some(done);
+            if output.is_none() && self.context.take_root_woken() {
+                header.scheduled.clear();
+                if let Poll::Ready(done) = self.context.poll_local(root.1, future.as_mut(), &waker)
+                {
+                    output = Some(done);
+                }
             }
             output.is_some()
         });
@@ -253,12 +252,12 @@ impl std::fmt::Debug for Executor {
     }
 }
 
-/// Forgets the root future's header when `block_on` ends, by a panic too.
-struct ClearRoot<'a>(&'a Context);
+/// Forgets the root future when `block_on` ends, by a panic too.
+struct Root<'a>(&'a Context, Key);
 
-impl Drop for ClearRoot<'_> {
+impl Drop for Root<'_> {
     fn drop(&mut self) {
-        self.0.set_root(None);
+        self.0.end_root(self.1);
     }
 }
 

@@ -5,13 +5,13 @@
 //!                                                      +-- InFlight table, by key (lets the kernel)
 //! ```
 //!
-//! Invariant: a payload is freed only after its completion, or never. The table holds a reference
-//! to the cell from before the request is pushed until its completion is handed out, whatever
-//! happens to the future, to the task or to the call that submits.
+//! Invariant: a payload is freed only after its completion, or never. The table holds the
+//! cell from before the request is pushed until its completion is handed out, whatever happens to
+//! the future, to the task or to the call that submits.
 
 #![expect(unsafe_code, reason = "completes cells")]
 
-use super::cell::{Cell, Completed};
+use super::cell::{Cell, Completed, Waiting};
 use super::context::Context;
 use super::driver::Request;
 use super::handle::Handle;
@@ -20,7 +20,7 @@ use super::slab::Key;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::ptr::NonNull;
 use std::task::{Context as TaskContext, Poll, Waker};
 
 /// What the operations of `fs`, `net` and `time` implement: data, a request that points into it,
@@ -54,33 +54,44 @@ fn outcome(result: i32) -> io::Result<u32> {
     u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
 }
 
-/// An entry of the in-flight table: a cell whose payload type is forgotten.
-pub(crate) trait InFlight {
-    /// Completes the cell; returns the future's waker, to be woken outside of every borrow.
+/// An entry of the in-flight table: a cell whose payload type is forgotten. Dropped without being
+/// completed, it leaks the cell: the kernel may still write to it.
+pub(crate) struct InFlight {
+    cell: NonNull<()>,
+    complete: unsafe fn(NonNull<()>, i32) -> (Key, Option<Waker>),
+    /// Whether it may be cancelled when nobody wants its result.
+    pub(crate) may_cancel: bool,
+}
+
+impl InFlight {
+    /// The only one for its cell.
+    fn new<T: Operation>(cell: &Waiting<T>) -> Self {
+        let cell = cell.as_ptr().cast();
+        Self { cell, complete: complete::<T>, may_cancel: T::CANCEL_ON_DROP }
+    }
+
+    /// Completes the cell; returns whom to wake, outside of every borrow.
     ///
     /// # Safety
     ///
-    /// As for [`Cell::complete`].
-    unsafe fn complete(&self, result: i32) -> Option<Waker>;
-
-    /// Whether it may be cancelled when nobody wants its result.
-    fn may_cancel(&self) -> bool;
+    /// By the thread of the ring, when the driver no longer uses the payload's memory.
+    pub(crate) unsafe fn complete(self, result: i32) -> (Key, Option<Waker>) {
+        // SAFETY: pointer and function are of the same `T`; `self` is consumed, so it is once.
+        unsafe { (self.complete)(self.cell, result) }
+    }
 }
 
-impl<T: Operation> InFlight for Cell<T> {
-    unsafe fn complete(&self, result: i32) -> Option<Waker> {
-        // SAFETY: this function's contract is the same.
-        match unsafe { Cell::complete(self, result) } {
-            Completed::Wake(waker) => waker,
-            Completed::Orphan(payload) => {
-                payload.discard(outcome(result));
-                None
-            }
+/// # Safety
+///
+/// As for [`Cell::complete`], of a cell of this very type.
+unsafe fn complete<T: Operation>(cell: NonNull<()>, result: i32) -> (Key, Option<Waker>) {
+    // SAFETY: this function's contract is the same.
+    match unsafe { Cell::<T>::complete(cell.cast(), result) } {
+        Completed::Wake(task, waker) => (task, waker),
+        Completed::Orphan(payload) => {
+            payload.discard(outcome(result));
+            (Key::NONE, None)
         }
-    }
-
-    fn may_cancel(&self) -> bool {
-        T::CANCEL_ON_DROP
     }
 }
 
@@ -93,7 +104,7 @@ pub struct OpId {
 
 enum State<T: Operation> {
     Idle(T),
-    InFlight { cell: Arc<Cell<T>>, id: OpId },
+    InFlight { cell: Waiting<T>, id: OpId },
     Done,
 }
 
@@ -155,10 +166,15 @@ impl<T: Operation> Op<T> {
     /// Submits to a context that need not be the thread's current one.
     pub(crate) fn submit_on(&mut self, context: &Context, waker: Option<&Waker>) {
         if let State::Idle(payload) = std::mem::replace(&mut self.state, State::Done) {
-            let cell = Arc::new(Cell::new(payload, waker.cloned()));
+            let (task, waker) = match waker.map(|waker| (waker, context.resting_task(waker))) {
+                None => (Key::NONE, None),
+                Some((_, Some(task))) => (task, None),
+                Some((waker, None)) => (Key::NONE, Some(waker.clone())),
+            };
+            let cell = Waiting::new(payload, task, waker);
             // SAFETY: the cell was made on the line above and nobody else has it.
             let request = unsafe { cell.with_payload(T::request) };
-            let key = context.submit(Arc::clone(&cell) as Arc<dyn InFlight>, request);
+            let key = context.submit(InFlight::new(&cell), request);
             self.state = State::InFlight { cell, id: OpId { home: context.handle().clone(), key } };
         }
     }
@@ -173,30 +189,33 @@ impl<T: Operation> Future for Op<T> {
                 self.submit(Some(cx.waker()));
                 Poll::Pending
             }
-            State::InFlight { cell, .. } => {
-                let Poll::Ready((payload, result)) = cell.poll(cx.waker()) else {
-                    return Poll::Pending;
-                };
-                self.state = State::Done;
-                Poll::Ready(payload.finish(outcome(result)))
-            }
-            State::Done => panic!("an operation was polled after it resolved"),
+            State::InFlight { cell, .. } if cell.poll(cx.waker()).is_pending() => Poll::Pending,
+            _ => match std::mem::replace(&mut self.state, State::Done) {
+                State::InFlight { cell, .. } => {
+                    let (payload, result) = cell.take();
+                    Poll::Ready(payload.finish(outcome(result)))
+                }
+                _ => panic!("an operation was polled after it resolved"),
+            },
         }
     }
 }
 
 impl<T: Operation> Drop for Op<T> {
     fn drop(&mut self) {
-        let State::InFlight { cell, id } = &self.state else {
-            return;
-        };
-        if let Some((payload, result)) = cell.abandon() {
-            payload.discard(outcome(result));
-        } else if T::CANCEL_ON_DROP {
-            match Context::current() {
-                Some(context) if context.is_home_of(&id.home) => context.cancel_quietly(id.key),
-                // Refused only by an executor that is closing, and cancels everything itself.
-                _ => drop(id.home.mailbox().post(Message::Cancel(id.key))),
+        // The check first: most futures are done, and the state is large.
+        let in_flight = matches!(self.state, State::InFlight { .. });
+        if in_flight
+            && let State::InFlight { cell, id } = std::mem::replace(&mut self.state, State::Done)
+        {
+            if let Some((payload, result)) = cell.abandon() {
+                payload.discard(outcome(result));
+            } else if T::CANCEL_ON_DROP {
+                match Context::current() {
+                    Some(context) if context.is_home_of(&id.home) => context.cancel_quietly(id.key),
+                    // Refused only by an executor that is closing, and cancels everything itself.
+                    _ => drop(id.home.mailbox().post(Message::Cancel(id.key))),
+                }
             }
         }
     }

@@ -4,10 +4,11 @@
 //! only this header, which says where the task lives. The future itself stays in its thread's
 //! table ([`super::context`]), and travels in a message when it hops. That needs no unsafe code.
 //!
-//! Invariants: (1) `scheduled` goes from false to true exactly once per poll, and whoever takes it
-//! there sends the one [`Message::Run`]; (2) it is cleared *before* the poll, so a wake during
-//! the poll counts; (3) `key` is read and written only on the thread that `home` names. A poll too
-//! many is harmless, a poll too few is a hang: where in doubt, the code polls.
+//! A wake on the task's own thread puts its key into the ready queue, once. Invariants for those from
+//! elsewhere: (1) whoever takes `scheduled` from false to true sends a [`Message::Run`], and only a
+//! poll takes it back; (2) it is cleared *before* the poll, so a wake during the poll counts; (3)
+//! `key` is read and written only on the thread that `home` names. A poll too many is harmless, a
+//! poll too few is a hang: where in doubt, the code polls.
 
 use super::context::Context;
 use super::handle::Shared;
@@ -41,8 +42,13 @@ impl Scheduled {
     }
 
     /// Just before the poll. A swap and not a store: it must read the last loser's release.
+    ///
+    /// The load spares tasks that are only woken at home a locked instruction. If it misses a
+    /// claim, so did everything before this poll: the claim's message is still to come.
     pub(crate) fn clear(&self) {
-        self.0.swap(false, Ordering::AcqRel);
+        if self.0.load(Ordering::Relaxed) {
+            self.0.swap(false, Ordering::AcqRel);
+        }
     }
 }
 
@@ -98,21 +104,10 @@ impl Header {
     }
 
     /// Sends the task's `Run` to where it lives.
-    pub(crate) fn enqueue(self: Arc<Self>) {
+    fn send(self: Arc<Self>) {
         let mut header = self;
         loop {
             let home = header.home();
-            let elsewhere = Context::with_current(|context| match context {
-                Some(context) if context.is(&header.shared, home) => {
-                    context.make_ready(header);
-                    None
-                }
-                _ => Some(header),
-            });
-            match elsewhere {
-                Some(back) => header = back,
-                None => return,
-            }
             let shared = Arc::clone(&header.shared);
             match shared.mailbox(home).post(Message::Run(header)) {
                 Err(Message::Run(refused)) if refused.home() != home => header = refused,
@@ -125,14 +120,17 @@ impl Header {
 
 impl Wake for Header {
     fn wake(self: Arc<Self>) {
-        if self.scheduled.claim() {
-            self.enqueue();
-        }
+        self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.scheduled.claim() {
-            Arc::clone(self).enqueue();
+        // If this thread is its home it stays so: only a home sends a task away.
+        let here = Context::with_current(|context| {
+            let home = context.filter(|context| context.is(&self.shared, self.home()));
+            home.map(|context| context.wake(self.key())).is_some()
+        });
+        if !here && self.scheduled.claim() {
+            Arc::clone(self).send();
         }
     }
 }
@@ -175,6 +173,41 @@ mod loom_tests {
             }
             poll();
             poll();
+            assert_eq!(seen, 2, "the last poll saw both");
+        });
+    }
+
+    /// Polls that somebody at home asked for come between: they may clear the bit, or miss it.
+    #[test]
+    fn loom_a_poll_that_misses_a_claim_is_followed_by_one_that_does_not() {
+        loom::model(|| {
+            let bit = Arc::new(Scheduled::new(false));
+            let data = Arc::new(AtomicUsize::new(0));
+            let queued = Arc::new(AtomicUsize::new(0));
+            let waker = {
+                let (bit, data, queued) = (bit.clone(), data.clone(), queued.clone());
+                loom::thread::spawn(move || {
+                    for _ in 0..2 {
+                        data.fetch_add(1, Ordering::Relaxed);
+                        if bit.claim() {
+                            queued.fetch_add(1, Ordering::Release);
+                        }
+                    }
+                })
+            };
+            bit.clear();
+            let mut seen = data.load(Ordering::Relaxed);
+            let mut polls = 0;
+            while polls < queued.load(Ordering::Acquire) {
+                polls += 1;
+                bit.clear();
+                seen = data.load(Ordering::Relaxed);
+            }
+            waker.join().unwrap();
+            if polls < queued.load(Ordering::Acquire) {
+                bit.clear();
+                seen = data.load(Ordering::Relaxed);
+            }
             assert_eq!(seen, 2, "the last poll saw both");
         });
     }
