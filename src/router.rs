@@ -8,7 +8,7 @@
 use crate::error::{Error, Result};
 use crate::limits::{QUEUE_BYTES, REQUEST_OVERHEAD};
 use crate::partition::Partition;
-use crate::partition::keydir::Digest;
+use crate::partition::digest::Digest;
 use crate::rt::{Owned, Unstarted};
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -12,7 +12,7 @@ use crate::open::{
     check_no_records, create, lock_dir, make_backup_dirs, make_dir, open_partitions, sync_name,
 };
 use crate::options::{Builder, PutOptions};
-use crate::partition::keydir::Digest;
+use crate::partition::digest::Digest;
 use crate::partition::{BackupPart, Found, Partition, Put};
 use crate::reply::Reply;
 use crate::report::OpenReport;
@@ -109,8 +109,7 @@ impl Store {
             Some(superblock) => superblock,
             None => create(dir, options.partitions)?,
         };
-        let (partitions, report) =
-            open_partitions(options, superblock, &runtime, &Arc::new(lock))?;
+        let (partitions, report) = open_partitions(options, superblock, &runtime, &Arc::new(lock))?;
         let inner = Inner {
             dir: dir.clone(),
             durability: options.durability,
@@ -304,7 +303,8 @@ impl Store {
         }
         Reply::new(async move {
             inner.check_open()?;
-            let parts = parts.into_iter().enumerate().filter(|(_, (places, ..))| !places.is_empty());
+            let parts =
+                parts.into_iter().enumerate().filter(|(_, (places, ..))| !places.is_empty());
             let (mut order, mut asks) = (Vec::new(), Vec::new());
             for (index, (places, keys, bytes)) in parts {
                 let router = Arc::clone(&inner.router);
@@ -486,9 +486,8 @@ impl Store {
             inner.check_open()?;
             let digest = inner.router.digest(&put.key);
             let bytes = put.key.len() + put.value.len();
-            let work = move |partition: Rc<Partition>| async move {
-                partition.put(digest, put).await
-            };
+            let work =
+                move |partition: Rc<Partition>| async move { partition.put(digest, put).await };
             inner.router.send(digest, bytes, work).await
         })
     }

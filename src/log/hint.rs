@@ -164,11 +164,8 @@ mod tests {
 
     #[test]
     fn a_hint_reads_back_for_its_own_segment_only() {
-        let entries = vec![
-            entry(1, Class::Put),
-            entry(2, Class::Expiring),
-            entry(3, Class::Tombstone),
-        ];
+        let entries =
+            vec![entry(1, Class::Put), entry(2, Class::Expiring), entry(3, Class::Tombstone)];
         let hint = Hint { seal: 8192, sequence: 9, clock: 8, extant: vec![1, 2, 4], entries };
         let bytes = bytes_of(&hint);
         assert_eq!(Hint::decode(&bytes, &IDENTITY, (5, 6)), Some(hint));

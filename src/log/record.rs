@@ -234,10 +234,7 @@ impl Mark {
     /// What a record says, if it is a mark or a seal.
     pub(crate) fn of(record: &Record<'_>) -> Option<Self> {
         let is_mark = matches!(record.kind, Kind::Mark | Kind::Seal) && record.value.len() == 16;
-        is_mark.then(|| Self {
-            durable: u64_at(record.value, 0),
-            clock: u64_at(record.value, 8),
-        })
+        is_mark.then(|| Self { durable: u64_at(record.value, 0), clock: u64_at(record.value, 8) })
     }
 }
 

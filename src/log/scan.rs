@@ -223,7 +223,11 @@ impl<'a> Scan<'a> {
             return Ok(());
         }
         let missing = error == RecordError::Header && next.is_none() && self.strictness.sealed;
-        let reason = if missing { "the segment was sealed, and its end is not there" } else { error.reason() };
+        let reason = if missing {
+            "the segment was sealed, and its end is not there"
+        } else {
+            error.reason()
+        };
         let damage = self.segment.corrupt(at, reason);
         if !self.strictness.salvage {
             return Err(damage);

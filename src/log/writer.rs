@@ -4,9 +4,9 @@
 //! that holds synced bytes is never written again; a group is written only into space that was
 //! prepared; after a failed write or sync nothing more is written.
 
+use super::BLOCK;
 use super::record::{Kind, MARK_LEN, Mark, Record};
 use super::segment::Segment;
-use super::BLOCK;
 use crate::rt::AlignedBuf;
 use std::io;
 use std::rc::Rc;

@@ -67,8 +67,7 @@ impl BackupPart {
             copy_or_link(segment.path(), dir).await?;
             match copy_or_link(&hint, dir).await {
                 // It is being written, or could not be: the copy does without.
-                Err(Error::Io { source, .. })
-                    if source.kind() == std::io::ErrorKind::NotFound => {}
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
                 result => result?,
             }
         }

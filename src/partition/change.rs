@@ -4,7 +4,7 @@
 //! awaited, so each is atomic against everything else.
 
 use super::commit::{Op, Pending, Ticket};
-use super::keydir::Digest;
+use super::digest::Digest;
 use super::{Found, Partition};
 use crate::durability::Durability;
 use crate::error::{Error, Result};

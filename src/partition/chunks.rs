@@ -1,11 +1,11 @@
 //! The chunks that the tables of a keydir are made of: 25 slots of 20 bytes in 512 bytes, all from
 //! one pool.
 //!
-//! Tables that each had an array from the allocator would grow in step, by a little, and leave holes
-//! behind that fit none of them. Chunks are all of one size, so what one table gives back fits any
-//! other, and a table that grows copies nothing but its own entries. Invariants: the chunks in use
-//! are the first of the pool, without a gap, because the last one moves to where one is given back;
-//! a chunk says whose it is. So the pool holds one slab at most that is not full.
+//! Tables that each had an array from the allocator would grow in step, by a little, and leave
+//! holes behind that fit none of them. Chunks are all of one size, so what one table gives back
+//! fits any other, and a table that grows copies nothing but its own entries. Invariants: the
+//! chunks in use are the first of the pool, without a gap, because the last one moves to where one
+//! is given back; a chunk says whose it is. So the pool holds one slab at most that is not full.
 
 use super::keydir::Entry;
 use std::num::NonZeroU64;
@@ -13,9 +13,9 @@ use std::num::NonZeroU64;
 /// Slots in a chunk.
 pub(super) const SLOTS: usize = 25;
 
-/// Chunks in a slab, which is what comes from the allocator: 32 MiB. From that size on glibc maps an
-/// allocation of its own, always: it is resident as far as it has been written to, and given back
-/// when it is freed. (Smaller ones stay behind whatever else is on the heap.)
+/// Chunks in a slab, which is what comes from the allocator: 32 MiB. From that size on glibc maps
+/// an allocation of its own, always: it is resident as far as it has been written to, and given
+/// back when it is freed. (Smaller ones stay behind whatever else is on the heap.)
 const SLAB: usize = 1 << 16;
 
 /// How many chunks may stay in a slab's memory when they are not in use: 1 MiB.
@@ -110,7 +110,8 @@ impl Slot {
         }
     }
 
-    /// Whether the first 32 bits of its tag are less than that. Of two tags they differ nearly always.
+    /// Whether the first 32 bits of its tag are less than that. Of two tags they differ nearly
+    /// always.
     pub(super) fn starts_below(&self, start: u32) -> bool {
         self.major_high < start
     }
@@ -172,7 +173,8 @@ impl Pool {
             self.slabs.pop();
             self.touched = self.slabs.len().min(1) * SLAB;
         } else if self.touched > SMALL && len < self.touched / 2 {
-            // Gives back what is behind. With glibc no byte moves: the mapping is cut, and extended.
+            // Gives back what is behind. With glibc no byte moves: the mapping is cut, and
+            // extended.
             slab.shrink_to_fit();
             slab.reserve_exact(SLAB - len);
             self.touched = len;

@@ -5,13 +5,13 @@
 //! failed for want of room leaves no trace, any other failure poisons the partition.
 
 use super::Partition;
-use super::keydir::{Digest, DigestMap};
+use super::digest::{Digest, DigestMap};
+use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::log::place::{Class, Place};
 use crate::log::record::{Kind, Record};
 use crate::log::segment::Segment;
 use crate::log::writer::Writer;
-use crate::durability::Durability;
 use crate::rt;
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
@@ -78,12 +78,28 @@ impl Ticket {
 /// An operation that has its place in the order.
 #[derive(Debug)]
 pub(super) enum Op {
-    Put { key: Bytes, value: Bytes, sum: u32, expiry: Option<u64> },
-    Delete { key: Bytes },
+    Put {
+        key: Bytes,
+        value: Bytes,
+        sum: u32,
+        expiry: Option<u64>,
+    },
+    Delete {
+        key: Bytes,
+    },
     /// A live record, on its way out of a segment that is merged. Nobody waits for it.
-    Move { from: Place, kind: Kind, key: Bytes, value: Bytes, sum: u32, expiry: Option<u64> },
+    Move {
+        from: Place,
+        kind: Kind,
+        key: Bytes,
+        value: Bytes,
+        sum: u32,
+        expiry: Option<u64>,
+    },
     /// The segment exists no more, once this is durable.
-    Drop { id: u64 },
+    Drop {
+        id: u64,
+    },
     /// All before it is durable, once this is.
     Barrier,
     /// A barrier whose mark is written in any case: it carries the clock.
@@ -283,7 +299,12 @@ impl Partition {
     }
 
     /// Stages a record again that has its sequence number.
-    pub(super) fn stage_moved(self: &Rc<Self>, digest: Digest, sequence: u64, op: Op) -> Rc<Ticket> {
+    pub(super) fn stage_moved(
+        self: &Rc<Self>,
+        digest: Digest,
+        sequence: u64,
+        op: Op,
+    ) -> Rc<Ticket> {
         self.enqueue(digest, sequence, op, Durability::Buffered)
     }
 
@@ -578,7 +599,8 @@ impl Partition {
 
     fn use_spare(self: &Rc<Self>, writer: &mut Writer) {
         let Some(spare) = self.commit.spare.take() else { unreachable!("it was made ready") };
-        let slot = self.ledger.borrow_mut().space.add(Rc::clone(&spare.segment), crate::log::BLOCK, None);
+        let slot =
+            self.ledger.borrow_mut().space.add(Rc::clone(&spare.segment), crate::log::BLOCK, None);
         self.commit.active.set(slot);
         *writer = Writer::new(spare.segment, spare.prepared, self.segment_bytes);
         self.start_making_spare();

@@ -1,101 +1,20 @@
 //! The keydir: where each key's newest record is. (The word and the idea are Bitcask's.)
 //!
-//! A key is known by a 128-bit keyed digest, so an overwrite or a delete needs no read, and memory
-//! does not grow with the length of keys. The secret is the store's own: nobody can make two keys
-//! collide on purpose. Of a digest, some bits choose the partition, 12 the table, and 88 are kept:
-//! two of 10^9 keys are taken for one with a probability of 10^-12. Invariant: a `get` still
-//! compares the key it read.
-//!
-//! Memory is 20 bytes a key over a load of 7/9 to 7/8, and 3 % for the chunks; it is given back when
-//! keys go. There are many small tables rather than a large one, so that growing is done in pieces,
-//! none of which takes long.
+//! A key is known by its digest: 12 bits of it choose one of many small tables, and 88 are kept
+//! there. A large table would grow at once; these do so one by one, and none takes long. Memory is
+//! 20 bytes a key over a load of 7/9 to 7/8, and 3 % for the chunks: 25 or 26 bytes for a million
+//! keys or more. It is given back when keys go. Invariant: each digest is in the table that it
+//! chooses, once at most, and `len` counts them all.
 
-use super::chunks::{Moved, Pool, Slot, Tag};
+use super::chunks::{Moved, Pool, Slot};
+use super::digest::{Digest, TABLE_BITS};
 use super::table::Table;
-use siphasher::sip128::{Hasher128, SipHasher13};
-use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroU64;
 
-/// How many tables a keydir has: 2^12. One of 100 M keys has 25 000 in a table then, which grows in
+/// How many tables a keydir has: 4096. One of 100 M keys has 25 000 in a table then, which grows in
 /// a fraction of a millisecond.
 const TABLES: usize = 1 << TABLE_BITS;
-const TABLE_BITS: u32 = 12;
-
-/// A key's digest. The high half chooses the partition by its top bits, the low half the table and
-/// the place in it, so that the keys of one partition do not crowd one part of its keydir.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
-pub(crate) struct Digest {
-    high: u64,
-    low: u64,
-}
-
-impl Digest {
-    pub(crate) fn new(secret: &[u8; 16], key: &[u8]) -> Self {
-        let mut hasher = SipHasher13::new_with_key(secret);
-        hasher.write(key);
-        let hash = hasher.finish128();
-        Self { high: hash.h1, low: hash.h2 }
-    }
-
-    /// As in files: both halves, little-endian.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for hint files"))]
-    pub(crate) fn to_bytes(self) -> [u8; 16] {
-        (u128::from(self.low) << 64 | u128::from(self.high)).to_le_bytes()
-    }
-
-    #[cfg_attr(not(test), expect(dead_code, reason = "for hint files"))]
-    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
-        let both = u128::from_le_bytes(bytes);
-        let half = |both| u64::try_from(both & u128::from(u64::MAX)).expect("64 bits are left");
-        Self { high: half(both), low: half(both >> 64) }
-    }
-
-    /// Which of so many partitions the key belongs to.
-    pub(crate) fn partition(self, partitions: usize) -> usize {
-        let scaled = (u128::from(self.high) * partitions as u128) >> 64;
-        usize::try_from(scaled).expect("below the number of partitions")
-    }
-
-    fn table(self) -> usize {
-        usize::try_from(self.low >> (64 - TABLE_BITS)).expect("12 bits are left")
-    }
-
-    /// The 52 bits of the low half that do not choose the table, before the last 36 of the high.
-    fn tag(self) -> Tag {
-        let major = self.low << TABLE_BITS | self.high & 0xfff;
-        let minor = u32::try_from(self.high >> 12 & 0xff_ffff).expect("24 bits are left");
-        Tag { major, minor }
-    }
-}
-
-impl std::hash::Hash for Digest {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.low);
-    }
-}
-
-/// A digest is as random as any hash of it.
-#[derive(Default)]
-pub(crate) struct Identity(u64);
-
-impl Hasher for Identity {
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only digests are hashed")
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-/// A map from digests.
-pub(crate) type DigestMap<T> = HashMap<Digest, T, BuildHasherDefault<Identity>>;
 
 /// What is known of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +94,6 @@ impl Keydir {
     }
 
     /// Bytes it holds from the allocator.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for statistics and merges"))]
     pub(crate) fn memory(&self) -> usize {
         self.pool.memory()
             + self.tables.capacity() * size_of::<Table>()
@@ -184,7 +102,6 @@ impl Keydir {
     }
 
     /// Everything in it, in no order.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for statistics and merges"))]
     pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
         self.pool.iter()
     }
@@ -206,6 +123,7 @@ impl Keydir {
 
 #[cfg(test)]
 mod tests {
+    use super::super::digest::DigestMap;
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
@@ -314,18 +232,6 @@ mod tests {
         [Hard::No, Hard::OneTable, Hard::FewHomes, Hard::LastHome, Hard::LastBits, Hard::LikeEmpty];
 
     #[test]
-    fn keys_spread_over_any_number_of_partitions() {
-        for partitions in [1, 2, 3, 7, 8] {
-            let mut counts = vec![0; partitions];
-            for n in 0u32..10_000 {
-                counts[Digest::new(&[7; 16], &n.to_le_bytes()).partition(partitions)] += 1;
-            }
-            let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
-            assert!(*most < least * 5 / 4, "{counts:?}");
-        }
-    }
-
-    #[test]
     fn the_keys_of_one_partition_spread_over_all_tables_and_over_each() {
         for partitions in [1, 2, 8, 64, 3, 7, 4096] {
             let (mut tables, mut parts, mut random) = (vec![0; TABLES], [0; 64], Random(1));
@@ -345,19 +251,6 @@ mod tests {
             assert!(tables.iter().all(|&n| (10..100).contains(&n)), "{partitions}: {tables:?}");
             assert!(parts.iter().all(|&n| (2800..3450).contains(&n)), "{partitions}: {parts:?}");
         }
-    }
-
-    #[test]
-    fn another_secret_gives_other_digests() {
-        assert_ne!(Digest::new(&[1; 16], b"key"), Digest::new(&[2; 16], b"key"));
-    }
-
-    #[test]
-    fn a_digest_in_a_file_is_the_same_digest() {
-        let digest = Digest::new(&[7; 16], b"key");
-        assert_eq!(Digest::from_bytes(digest.to_bytes()), digest);
-        let bytes = Digest { high: 0x0102_0304_0506_0708, low: 9 }.to_bytes();
-        assert_eq!(bytes, [8, 7, 6, 5, 4, 3, 2, 1, 9, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]
@@ -438,7 +331,11 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+        #![proptest_config(ProptestConfig {
+            cases: 24,
+            failure_persistence: None,
+            ..Default::default()
+        })]
 
         /// Few enough digests that they meet, in one table; the invariants hold after each step.
         #[test]

@@ -4,7 +4,8 @@
 //! the older puts of its key that still lie in some segment; so a tombstone whose count is zero has
 //! nothing to stand over, and is not kept.
 
-use super::keydir::{Digest, Entry, Keydir};
+use super::digest::Digest;
+use super::keydir::{Entry, Keydir};
 use super::space::Space;
 use crate::log::place::Place;
 

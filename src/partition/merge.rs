@@ -8,7 +8,7 @@
 
 use super::Partition;
 use super::commit::{Op, Ticket};
-use super::keydir::Digest;
+use super::digest::Digest;
 use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::log::hint;
@@ -205,12 +205,7 @@ impl Partition {
     }
 
     /// Stages what is alive in a segment again, and notes what is to be counted down.
-    async fn copy_live(
-        self: &Rc<Self>,
-        slot: usize,
-        salvage: bool,
-        seen: &mut Seen,
-    ) -> Result<()> {
+    async fn copy_live(self: &Rc<Self>, slot: usize, salvage: bool, seen: &mut Seen) -> Result<()> {
         seen.puts.clear();
         seen.last.clear();
         let (segment, len, oldest) = {

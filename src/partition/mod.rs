@@ -12,7 +12,8 @@ mod change;
 mod chunks;
 mod clock;
 mod commit;
-pub(crate) mod keydir;
+pub(crate) mod digest;
+mod keydir;
 mod ledger;
 mod merge;
 mod recover;
@@ -32,7 +33,7 @@ use crate::stats::PartitionStats;
 use bytes::Bytes;
 use clock::Clock;
 use commit::{Commit, Op, Ticket};
-use keydir::Digest;
+use digest::Digest;
 use ledger::Ledger;
 use merge::Merging;
 use std::any::Any;
@@ -147,7 +148,9 @@ impl Partition {
     /// that said so. (A partition that cannot write can still say it.)
     async fn prove_expired(self: &Rc<Self>, expiry: Option<u64>) {
         let proven = expiry.is_none_or(|expiry| expiry <= self.commit.durable_clock());
-        if !proven && let Ok((ticket, _)) = self.stage(Digest::default(), Op::Clock, Durability::Sync) {
+        if !proven
+            && let Ok((ticket, _)) = self.stage(Digest::default(), Op::Clock, Durability::Sync)
+        {
             drop(ticket.wait(self).await);
         }
     }

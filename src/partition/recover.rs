@@ -6,14 +6,14 @@
 
 use super::clock::Clock;
 use super::commit::{Commit, Spare};
-use super::keydir::Digest;
+use super::digest::Digest;
 use super::ledger::Ledger;
 use super::rotate::note;
 use super::{Partition, Settings};
 use crate::error::{Error, Result};
 use crate::log::hint::{Hint, path_of};
 use crate::log::place::Place;
-use crate::log::record::{MARK_LEN, Kind, Record};
+use crate::log::record::{Kind, MARK_LEN, Record};
 use crate::log::scan::{Scan, Seen, Strictness};
 use crate::log::segment::{Segment, sync_dir};
 use crate::log::writer::Writer;

@@ -5,7 +5,7 @@
 
 use super::Partition;
 use super::commit::{Failure, NoRoom, Spare, Ticket, is_full};
-use super::keydir::Digest;
+use super::digest::Digest;
 use crate::error::{Error, Result};
 use crate::log::hint::{Hint, HintEntry};
 use crate::log::place::Class;
@@ -158,8 +158,7 @@ pub(super) fn note(
         (Kind::Put, Some(_)) => Class::Expiring,
         (Kind::Delete, _) => Class::Tombstone,
         (Kind::Live, _) => {
-            hint.extant =
-                record.value.chunks_exact(8).map(|id| record::u64_at(id, 0)).collect();
+            hint.extant = record.value.chunks_exact(8).map(|id| record::u64_at(id, 0)).collect();
             return;
         }
         (Kind::Drop, _) if record.value.len() == 8 => {

@@ -1,20 +1,21 @@
 //! One of the many tables of a keydir: open addressing over a list of chunks, in the order of tags.
 //!
-//! A tag's home is its share of the capacity, so homes are in the order of tags too, and entries lie
-//! in that order from their home on: each at its home, or right behind the entry before it. That is
-//! the invariant, with nothing but the overflow behind the last home. It makes a search for what is
-//! not there end at the first tag that is not less; it makes growing and shrinking one pass in order,
-//! to any capacity, so that the load stays high; and there is no wrapping around.
+//! A tag's home is its share of the capacity, so homes are in the order of tags too, and entries
+//! lie in that order from their home on: each at its home, or right behind the entry before it.
+//! That is the invariant, with nothing but the overflow behind the last home. It makes a search for
+//! what is not there end at the first tag that is not less; it makes growing and shrinking one pass
+//! in order, to any capacity, so that the load stays high; and there is no wrapping around.
 
 use super::chunks::{Chunk, Owner, Pool, SLOTS, Slot, Tag};
 use super::keydir::Entry;
 
-/// Slots behind the last home, for entries that are pushed past it. If they run out, the table takes
-/// one more chunk for them; more room here would cost every table, and that only a few.
+/// Slots behind the last home, for entries that are pushed past it. If they run out, the table
+/// takes one more chunk for them; more room here would cost every table, and that only a few.
 const OVERFLOW: usize = 4;
 
-/// A table grows when more than 7 of 8 homes are taken, by an eighth: that is 20 bytes an entry over
-/// loads between 7/8 and 7/9. A lookup sees 5 slots on average then, and an insert moves about 30.
+/// A table grows when more than 7 of 8 homes are taken, by an eighth: that is 20 bytes an entry
+/// over loads between 7/8 and 7/9. A lookup sees 5 slots on average then, and an insert moves about
+/// 30.
 const GROWTH: usize = 8;
 
 /// How many slots a search looks at at once.
@@ -53,8 +54,8 @@ impl Table {
         while let Some(&id) = self.chunks.get(chunk) {
             let slots = &pool.chunk(id).slots;
             while slot < SLOTS {
-                // Counted, not searched: where the search ends cannot be predicted, and this way the
-                // cache lines are asked for all at once.
+                // Counted, not searched: where the search ends cannot be predicted, and this way
+                // the cache lines are asked for all at once.
                 let window = &slots[slot..SLOTS.min(slot + WINDOW)];
                 let below = |there: &Slot| usize::from(there.starts_below(start));
                 let mut before: usize = window.iter().map(below).sum();
@@ -143,7 +144,8 @@ impl Table {
         self.rebuild(pool, table, scratch, chunks + 1.max(chunks / GROWTH));
     }
 
-    /// Shrinks if more than half of the homes are not taken. Chunks become [`surplus`](Self::surplus).
+    /// Shrinks if more than half of the homes are not taken. Chunks become
+    /// [`surplus`](Self::surplus).
     pub(super) fn shrink(&mut self, pool: &mut Pool, table: u32, scratch: &mut Vec<Slot>) {
         if self.len == 0 {
             self.homes = 0;

@@ -3,7 +3,7 @@
 //! Invariant: it changes nothing, and reports all that it finds instead of ending at the first.
 
 use super::Partition;
-use super::keydir::Digest;
+use super::digest::Digest;
 use super::walk::Pins;
 use crate::error::{Error, Result};
 use crate::log::hint::{Hint, path_of};
@@ -64,14 +64,18 @@ impl Partition {
         verified.bytes += len;
         verified.problems.extend(seen.damage);
         if seal.is_none() && end < len {
-            verified.problems.push(segment.corrupt(end, "what was written there does not validate"));
+            verified
+                .problems
+                .push(segment.corrupt(end, "what was written there does not validate"));
         }
         let Some(seal) = seal else { return Ok(()) };
         // What the keydir points to in a sealed segment only becomes less, so what was counted
         // above on the way is at least what is left.
         let extant = self.ledger.borrow().space.get(slot).live_records;
         if live < extant {
-            verified.problems.push(segment.corrupt(end, "the index has records that are not there"));
+            verified
+                .problems
+                .push(segment.corrupt(end, "the index has records that are not there"));
         }
         if let Some(hint) = Hint::read(&self.identity, &segment).await {
             let mut true_hint = self.read_hint(&segment, seal).await?;

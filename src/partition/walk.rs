@@ -5,7 +5,7 @@
 //! else: writes and merges go on.
 
 use super::Partition;
-use super::keydir::Digest;
+use super::digest::Digest;
 use crate::error::Result;
 use crate::log::place::Place;
 use crate::log::record::Kind;

@@ -1,0 +1,127 @@
+//! Random operations against a plain map: all kinds of them, small segments, merges, reopenings.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod store_common;
+
+use ringlog::{Builder, Durability, PutOptions, Store};
+use std::collections::BTreeMap;
+use std::path::Path;
+use store_common::{Rng, Watchdog, disk_dir, run};
+
+type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn builder(dir: &Path, partitions: usize, durability: Durability) -> Builder {
+    Store::builder(dir).partitions(partitions).segment_bytes(64 << 10).durability(durability)
+}
+
+fn key(rng: &mut Rng, keys: usize) -> Vec<u8> {
+    format!("key {}", rng.below(keys)).into_bytes()
+}
+
+fn check(store: &Store, model: &Model, keys: usize) {
+    for n in 0..keys {
+        let key = format!("key {n}").into_bytes();
+        let found = run(store.get(&key)).unwrap();
+        assert_eq!(found.as_deref(), model.get(&key).map(Vec::as_slice), "key {n}");
+    }
+    assert_eq!(run(store.len()).unwrap(), model.len() as u64);
+    let mut scan = store.scan();
+    let mut scanned = Model::new();
+    while let Some(entry) = run(scan.next()) {
+        let entry = entry.unwrap();
+        assert!(scanned.insert(entry.key.to_vec(), entry.value.to_vec()).is_none());
+    }
+    assert_eq!(&scanned, model);
+    let report = run(store.verify()).unwrap();
+    assert!(report.is_sound(), "{:?}", report.problems);
+}
+
+fn play(seed: u64, steps: usize, keys: usize, durability: Durability) {
+    let dir = disk_dir();
+    let mut rng = Rng(seed);
+    let mut model = Model::new();
+    let partitions = 1 + rng.below(3);
+    let mut store = builder(dir.path(), partitions, durability).open().unwrap();
+    for step in 0..steps {
+        let key = key(&mut rng, keys);
+        match rng.below(100) {
+            0..50 => {
+                let len = rng.below(600);
+                let value = rng.bytes(len);
+                run(store.put(&key, &value)).unwrap();
+                model.insert(key, value);
+            }
+            50..70 => {
+                let was_there = run(store.delete(&key)).unwrap();
+                assert_eq!(was_there, model.remove(&key).is_some());
+            }
+            70..80 => {
+                let found = run(store.get(&key)).unwrap();
+                assert_eq!(found.as_deref(), model.get(&key).map(Vec::as_slice));
+            }
+            80..85 => {
+                let put = PutOptions::new().if_absent();
+                let stored = run(store.put_with(&key, "absent", put)).unwrap().is_some();
+                assert_eq!(stored, !model.contains_key(&key));
+                model.entry(key).or_insert_with(|| b"absent".to_vec());
+            }
+            85..90 => {
+                let append = |old: Option<&[u8]>| {
+                    let mut new = old.unwrap_or_default().to_vec();
+                    new.push(7);
+                    (new.len() % 5 != 0).then_some(new)
+                };
+                let new = run(store.update(&key, append)).unwrap();
+                match append(model.get(&key).map(Vec::as_slice)) {
+                    Some(value) => drop(model.insert(key.clone(), value)),
+                    None => drop(model.remove(&key)),
+                }
+                assert_eq!(new.as_deref(), model.get(&key).map(Vec::as_slice));
+            }
+            90..95 => {
+                let found = run(store.contains_key(&key)).unwrap();
+                assert_eq!(found, model.contains_key(&key));
+            }
+            95..98 => {
+                let entry = run(store.get_entry(&key)).unwrap();
+                if let Some(entry) = entry {
+                    let swap = PutOptions::new().if_version(entry.version);
+                    assert!(run(store.put_with(&key, "swapped", swap)).unwrap().is_some());
+                    assert!(run(store.put_with(&key, "again", swap)).unwrap().is_none());
+                    model.insert(key, b"swapped".to_vec());
+                }
+            }
+            _ => match rng.below(30) {
+                0 => run(store.compact()).unwrap(),
+                1 => check(&store, &model, keys),
+                2 => {
+                    run(store.close()).unwrap();
+                    store = builder(dir.path(), partitions, durability).open().unwrap();
+                }
+                3 => {
+                    drop(store);
+                    store = builder(dir.path(), partitions, durability).open().unwrap();
+                }
+                _ => {}
+            },
+        }
+        if step % 5000 == 0 {
+            check(&store, &model, keys);
+        }
+    }
+    check(&store, &model, keys);
+    run(store.close()).unwrap();
+    let store = builder(dir.path(), partitions, durability).open().unwrap();
+    check(&store, &model, keys);
+    assert!(store.open_report().is_clean());
+}
+
+#[test]
+fn random_operations_agree_with_a_map() {
+    let _watchdog = Watchdog::of(std::time::Duration::from_secs(600));
+    for seed in 0..6 {
+        play(seed, 4000, 60, Durability::Buffered);
+    }
+    play(7, 1500, 500, Durability::Sync);
+}
