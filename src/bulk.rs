@@ -180,7 +180,9 @@ pub(crate) async fn ask_all<T: Send + 'static>(
     let mut replies: Vec<Reply<T>> = requests.into_iter().collect();
     // One poll sends each request; then they are awaited one after the other.
     std::future::poll_fn(|cx| {
-        replies.iter_mut().for_each(|reply| reply.start(cx));
+        for reply in &mut replies {
+            reply.start(cx);
+        }
         Poll::Ready(())
     })
     .await;

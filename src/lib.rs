@@ -25,7 +25,8 @@
 //! | `router` | from a key to the thread that owns it, with a bound |
 //! | `partition` | one log: its keydir, group commit, merges, recovery |
 //! | `log` | segments of checksummed records, and their hints |
-//! | `limits`, `durability`, `error`, `stats`, `report` | what is bounded, promised, wrong, counted, found |
+//! | `limits`, `durability`, `error`, | what is bounded, what is promised, what goes wrong, |
+//! | `stats`, `report` | what is counted, what was found |
 //! | [`rt`] | the runtime: usable on its own |
 
 #![deny(unsafe_code)] // but for the few files of `rt` that say why

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::log::superblock::{Superblock, random, sync_dir};
-use crate::log::{BLOCK, Identity};
+use crate::log::{BLOCK_LEN, Identity};
 use crate::options::Builder;
 use crate::partition::{Partition, Plan, Settings};
 use crate::report::OpenReport;
@@ -122,7 +122,7 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>> {
 /// Whether there is anything after a segment's header.
 fn has_records(path: &Path) -> Result<bool> {
     let mut file = File::open(path).map_err(Error::io("open", path))?;
-    let mut block = vec![0; 2 * BLOCK as usize];
+    let mut block = vec![0; 2 * BLOCK_LEN];
     let mut len = 0;
     while len < block.len() {
         match file.read(&mut block[len..]).map_err(Error::io("read", path))? {
@@ -130,7 +130,7 @@ fn has_records(path: &Path) -> Result<bool> {
             n => len += n,
         }
     }
-    Ok(block[..len].iter().skip(BLOCK as usize).any(|&byte| byte != 0))
+    Ok(block[..len].iter().skip(BLOCK_LEN).any(|&byte| byte != 0))
 }
 
 /// Makes an empty store: a folder for each partition, and then the superblock, which makes it

@@ -70,7 +70,7 @@ fn play(seed: u64, steps: usize, keys: usize, durability: Durability) {
                 let append = |old: Option<&[u8]>| {
                     let mut new = old.unwrap_or_default().to_vec();
                     new.push(7);
-                    (new.len() % 5 != 0).then_some(new)
+                    (!new.len().is_multiple_of(5)).then_some(new)
                 };
                 let new = run(store.update(&key, append)).unwrap();
                 match append(model.get(&key).map(Vec::as_slice)) {

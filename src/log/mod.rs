@@ -20,6 +20,8 @@ pub(crate) mod writer;
 /// What groups are padded to, and what no two synced groups share. At least any file system's
 /// alignment for direct I/O, and what devices write at once.
 pub(crate) const BLOCK: u64 = 4096;
+/// The same, as a length in memory.
+pub(crate) const BLOCK_LEN: usize = 4096;
 
 /// How much is read at a time where much is read.
 pub(crate) const CHUNK: usize = 1 << 20;

@@ -37,10 +37,10 @@ const LARGE: u64 = 1 << 16;
 
 impl Place {
     pub(crate) fn new(slot: usize, offset: u64, class: Class, len: usize) -> Self {
-        debug_assert!(slot < MAX_SLOTS && offset < MAX_OFFSET && offset >= 8);
+        debug_assert!(slot < MAX_SLOTS && (8..MAX_OFFSET).contains(&offset));
         let len = len as u64;
         let len = if len < LARGE * 8 { len.div_ceil(8) } else { LARGE | len.div_ceil(4096) };
-        let bits = slot as u64 | offset / 8 << OFFSET_AT | (class as u64) << CLASS_AT;
+        let bits = slot as u64 | (offset / 8) << OFFSET_AT | (class as u64) << CLASS_AT;
         Self(NonZeroU64::new(bits | len << LEN_AT).expect("no record lies at offset 0"))
     }
 
@@ -94,9 +94,9 @@ mod tests {
         #[test]
         fn a_place_keeps_what_it_is_made_of(
             slot in 0..MAX_SLOTS, offset in 512..MAX_OFFSET / 8, len in 3usize..(65 << 20) / 8,
-            class in 0..3,
+            class in 0..3usize,
         ) {
-            let class = [Class::Put, Class::Expiring, Class::Tombstone][class as usize];
+            let class = [Class::Put, Class::Expiring, Class::Tombstone][class];
             let (offset, len) = (offset * 8, len * 8);
             let place = Place::of(Place::new(slot, offset, class, len).bits());
             prop_assert_eq!((place.slot(), place.offset(), place.class()), (slot, offset, class));

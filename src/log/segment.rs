@@ -5,7 +5,7 @@
 //! where the file system reports an alignment for it, buffered I/O elsewhere.
 
 use super::record::{Record, RecordError, u16_at, u32_at, u64_at};
-use super::{BLOCK, Identity};
+use super::{BLOCK, BLOCK_LEN, Identity};
 use crate::error::{Error, Result};
 use crate::rt::{self, AlignedBuf, Fd, IoBuf};
 use bytes::Bytes;
@@ -118,7 +118,7 @@ impl Segment {
         let (fd, access, _) = open_file(draft, flags).await?;
         allocate(&fd, 0, room).await?;
         let mut block = AlignedBuf::new();
-        block.resize(BLOCK as usize);
+        block.resize(BLOCK_LEN);
         block[..HEADER_LEN].copy_from_slice(&encode_header(identity, id, salt));
         rt::write_all(&fd, block, 0).await.0?;
         rt::fsync(&fd, false).await?;
@@ -132,8 +132,8 @@ impl Segment {
         let (fd, access, len) = opened.map_err(Error::io("open", &path))?;
         let (fd, access) = (RefCell::new(Some(fd)), Cell::new(access));
         let mut segment = Self { id, salt: 0, path, fd, access, used: Cell::new(0) };
-        let bytes = segment.read(0, BLOCK as usize).await?;
-        if bytes.len() < BLOCK as usize {
+        let bytes = segment.read(0, BLOCK_LEN).await?;
+        if bytes.len() < BLOCK_LEN {
             return Err(segment.corrupt(0, "the file is shorter than its header"));
         }
         if bytes[..8] != *MAGIC {
@@ -255,7 +255,7 @@ impl Segment {
         let in_one = sync && !dirty && self.access.get().direct;
         let flags = if in_one { libc::RWF_DSYNC } else { 0 };
         let len = buf.len();
-        let step = if self.access.get().direct { BLOCK as usize } else { 1 };
+        let step = if self.access.get().direct { BLOCK_LEN } else { 1 };
         let (mut done, mut in_vain) = (0, 0);
         while done < len {
             let write = rt::write_with(&fd, buf.part(done..len), offset + done as u64, flags);

@@ -4,9 +4,9 @@
 //! that holds synced bytes is never written again; a group is written only into space that was
 //! prepared; after a failed write or sync nothing more is written.
 
-use super::BLOCK;
 use super::record::{Kind, MARK_LEN, Mark, Record};
 use super::segment::Segment;
+use super::{BLOCK, BLOCK_LEN};
 use crate::rt::AlignedBuf;
 use std::io;
 use std::rc::Rc;
@@ -174,7 +174,7 @@ impl Writer {
     pub(crate) async fn mark_idle(&mut self, sequence: u64, clock: u64) -> io::Result<()> {
         debug_assert!(self.can_mark_idle() && self.buf.is_empty());
         self.begin(sequence, clock);
-        self.buf.resize(BLOCK as usize);
+        self.buf.resize(BLOCK_LEN);
         let buf = std::mem::take(&mut self.buf);
         let (result, buf) = self.segment.write(buf, self.tail, false, false).await;
         self.buf = buf;

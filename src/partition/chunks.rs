@@ -193,6 +193,7 @@ impl Pool {
     }
 
     /// What is in all the chunks, in no order.
+    #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
         let chunks = self.slabs.iter().flatten();
         chunks.flat_map(|chunk| chunk.slots.iter().filter_map(Slot::entry))

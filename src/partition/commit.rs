@@ -446,7 +446,7 @@ impl Partition {
             let puts = group.iter().any(Staged::is_put);
             if let Err(NoRoom(error)) = self.make_room(writer, bytes, puts).await? {
                 let error = Arc::new(error);
-                self.refuse(group, |staged| staged.is_put(), &error);
+                self.refuse(group, Staged::is_put, &error);
                 commit.full.replace(Some(Arc::clone(&error)));
                 bytes = group.iter().map(Staged::len).sum();
                 if bytes > 0

@@ -89,6 +89,7 @@ impl Keydir {
         before
     }
 
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -102,6 +103,7 @@ impl Keydir {
     }
 
     /// Everything in it, in no order.
+    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
         self.pool.iter()
     }

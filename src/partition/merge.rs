@@ -63,8 +63,7 @@ impl Partition {
         self.chore(async move {
             let merging = Running(&partition.merging.running);
             // Dropped at any await when the store stops: a merge that was cut short is harmless.
-            let merges = partition.home.until_stopping(partition.merge_all());
-            drop(merges.await);
+            partition.home.until_stopping(partition.merge_all()).await;
             drop(merging);
         });
     }
@@ -210,7 +209,7 @@ impl Partition {
         seen.last.clear();
         let (segment, len, oldest) = {
             let space = &mut self.ledger.borrow_mut().space;
-            let segment = space.to_read(slot);
+            let segment = space.for_reading(slot);
             (segment, space.get(slot).scan_len(), space.is_oldest(slot))
         };
         let mut scan = Scan::new(&segment, len, Strictness { sealed: true, salvage });

@@ -114,7 +114,7 @@ impl Partition {
     async fn read(&self, digest: Digest, key: &[u8]) -> Result<Option<(Place, Found)>> {
         let mut refused = false;
         while let Some(place) = self.place(digest) {
-            let segment = self.ledger.borrow_mut().space.to_read(place.slot());
+            let segment = self.ledger.borrow_mut().space.for_reading(place.slot());
             let bytes = match segment.read_record(place.offset(), place.len()).await {
                 Ok(bytes) => bytes,
                 // The segment was merged meanwhile, and its file is gone.

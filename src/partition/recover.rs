@@ -22,7 +22,7 @@ use crate::report::PartitionReport;
 use crate::rt::{self, AlignedBuf};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -31,21 +31,26 @@ use std::sync::Arc;
 /// A segment as it was found.
 struct Loaded {
     segment: Rc<Segment>,
+    /// What it holds, and where its seal is or has to be.
     hint: Hint,
-    /// Whether the hint is on the disk.
-    hinted: bool,
-    /// Whether it is sealed on the disk; else where it is to be.
-    sealed: bool,
+    state: State,
     damaged: bool,
-    /// Whether there is nothing at all after the header.
-    clean: bool,
     file_len: u64,
 }
 
-impl Loaded {
-    fn has_records(&self) -> bool {
-        self.sealed || self.hint.sequence > 0 || !self.hint.entries.is_empty()
-    }
+/// How a segment was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Sealed, with its hint.
+    Hinted,
+    /// Sealed, and scanned.
+    Sealed,
+    /// With records, and without a seal.
+    Unsealed,
+    /// Without a whole record, but not untouched.
+    Torn,
+    /// Nothing after the header.
+    Clean,
 }
 
 /// What is to be done to open a partition.
@@ -110,20 +115,13 @@ async fn load(
     file_len: u64,
     must_be_sealed: bool,
 ) -> Result<(Loaded, Seen)> {
-    let mut loaded = Loaded {
-        segment,
-        hint: Hint::default(),
-        hinted: false,
-        sealed: true,
-        damaged: false,
-        clean: false,
-        file_len,
-    };
+    let mut loaded =
+        Loaded { segment, hint: Hint::default(), state: State::Hinted, damaged: false, file_len };
     let segment = &loaded.segment;
     if let Some(hint) = Hint::read(&settings.identity, segment).await
         && is_sealed_at(segment, &hint, file_len).await?
     {
-        (loaded.hint, loaded.hinted) = (hint, true);
+        loaded.hint = hint;
         return Ok((loaded, Seen::default()));
     }
     let salvage = settings.quarantine.is_some();
@@ -140,13 +138,13 @@ async fn load(
     hint.seal = seen.seal.unwrap_or(end.next_multiple_of(BLOCK));
     hint.sequence = seen.sequence;
     hint.clock = seen.clock;
-    loaded.sealed = seen.seal.is_some();
     loaded.damaged = !seen.damage.is_empty();
-    loaded.clean = !shown_any && end == BLOCK && seen.torn_bytes == 0;
-    if !shown_any {
-        // Marks without records say nothing that must be kept.
-        hint.sequence = 0;
-    }
+    loaded.state = match (seen.seal, shown_any) {
+        (Some(_), _) => State::Sealed,
+        (None, true) => State::Unsealed,
+        (None, false) if end == BLOCK && seen.torn_bytes == 0 => State::Clean,
+        (None, false) => State::Torn,
+    };
     loaded.hint = hint;
     Ok((loaded, seen))
 }
@@ -216,15 +214,12 @@ impl Plan {
             // What only a cache has must not be believed.
             segment.sync().await.map_err(Error::io("sync", segment.path()))?;
             let (loaded, seen) = load(&self.settings, segment, len, false).await?;
-            let has_records = loaded.has_records();
             self.note_seen(&loaded, seen);
-            if has_records {
-                return Ok(Some(loaded));
-            }
-            if loaded.clean {
-                self.spares.push(Spare { segment: loaded.segment, prepared: loaded.file_len });
-            } else {
-                self.leftovers.push(loaded.segment.path().to_owned());
+            let segment = loaded.segment;
+            match loaded.state {
+                State::Clean => self.spares.push(Spare { segment, prepared: loaded.file_len }),
+                State::Torn => self.leftovers.push(segment.path().to_owned()),
+                _ => return Ok(Some(Loaded { segment, ..loaded })),
             }
         }
         Ok(None)
@@ -235,18 +230,18 @@ impl Plan {
         report.torn_bytes += seen.torn_bytes;
         report.torn_records += seen.torn_records;
         report.damage.extend(seen.damage);
-        if !loaded.hinted {
+        if loaded.state != State::Hinted {
             report.scanned_bytes += loaded.hint.seal.saturating_sub(BLOCK);
         }
     }
 
     /// Replays the segments that the last one says are there.
     async fn load_older(&mut self, ids: Vec<u64>, last: &Loaded) -> Result<()> {
-        let mut there: BTreeMap<u64, ()> = ids.into_iter().map(|id| (id, ())).collect();
+        let mut there = BTreeSet::from_iter(ids);
         let mut before_last = true;
         let newest = last.hint.extant.iter().max().copied();
         for &id in &last.hint.extant {
-            if there.remove(&id).is_none() {
+            if !there.remove(&id) {
                 let path = Segment::path_in(&self.settings.dir, id);
                 let reason = "the file is missing: the log says that it is part of the store";
                 let missing = Error::Corrupt { path, offset: 0, reason };
@@ -267,7 +262,7 @@ impl Plan {
             self.ledger.space.bound_open(64);
         }
         // Their removal was not durable, and means nothing.
-        for id in there.into_keys() {
+        for id in there {
             let path = Segment::path_in(&self.settings.dir, id);
             self.leftovers.push(path.with_extension("hint"));
             self.leftovers.push(path);
@@ -277,7 +272,7 @@ impl Plan {
 
     /// Replays a segment's records.
     fn take(&mut self, loaded: Loaded) {
-        let Loaded { segment, hint, hinted, sealed, damaged, .. } = loaded;
+        let Loaded { segment, hint, state, damaged, .. } = loaded;
         let seal = hint.seal;
         let slot = self.ledger.space.add(segment, seal + BLOCK, Some(seal));
         for entry in &hint.entries {
@@ -287,13 +282,13 @@ impl Plan {
         self.sequence = self.sequence.max(hint.sequence);
         self.clock = self.clock.max(hint.clock);
         self.report.segments += 1;
-        self.report.hinted += u64::from(hinted);
+        self.report.hinted += u64::from(state == State::Hinted);
         if damaged {
             self.damaged.push(slot);
-        } else if !hinted {
+        } else if state != State::Hinted {
             self.unhinted.push(slot);
         }
-        self.last = Some((slot, (!sealed).then_some(seal)));
+        self.last = Some((slot, (state == State::Unsealed).then_some(seal)));
     }
 
     /// Does what has to be done, and opens the partition.

@@ -113,7 +113,7 @@ impl Partition {
             let space = &mut self.ledger.borrow_mut().space;
             space.get_mut(slot).hinting = true;
             let Some(seal) = space.get(slot).seal else { unreachable!("it was sealed") };
-            (space.to_read(slot), seal)
+            (space.for_reading(slot), seal)
         };
         let partition = Rc::clone(self);
         self.chore(async move {

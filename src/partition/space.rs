@@ -182,7 +182,7 @@ impl Space {
     }
 
     /// The segment in a slot, to be read.
-    pub(crate) fn to_read(&mut self, slot: usize) -> Rc<Segment> {
+    pub(crate) fn for_reading(&mut self, slot: usize) -> Rc<Segment> {
         self.uses += 1;
         let uses = self.uses;
         let segment = Rc::clone(&self.get(slot).segment);

@@ -40,7 +40,7 @@ impl Partition {
     async fn verify_segment(&self, slot: usize, verified: &mut Verified) -> Result<()> {
         let (segment, len, seal) = {
             let space = &mut self.ledger.borrow_mut().space;
-            let segment = space.to_read(slot);
+            let segment = space.for_reading(slot);
             let extant = space.get(slot);
             (segment, extant.scan_len().min(extant.len), extant.seal)
         };

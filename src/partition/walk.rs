@@ -37,7 +37,9 @@ pub(super) struct Pins {
 impl Pins {
     pub(super) fn new(partition: &Rc<Partition>, slots: Vec<usize>) -> Self {
         let space = &mut partition.ledger.borrow_mut().space;
-        slots.iter().for_each(|&slot| space.get_mut(slot).pins += 1);
+        for &slot in &slots {
+            space.get_mut(slot).pins += 1;
+        }
         Self { partition: Rc::clone(partition), slots: RefCell::new(slots) }
     }
 
@@ -106,7 +108,7 @@ impl Walk {
         let mut bytes = 0;
         while let Some((&id, &(slot, len))) = self.segments.range(self.at.get().0..).next() {
             let offset = if self.at.get().0 == id { self.at.get().1 } else { crate::log::BLOCK };
-            let segment = partition.ledger.borrow_mut().space.to_read(slot);
+            let segment = partition.ledger.borrow_mut().space.for_reading(slot);
             let strictness = Strictness { sealed: false, salvage: false };
             let mut scan = Scan::new(&segment, len, strictness).from(offset);
             while let Some(shown) = scan.next().await? {
