@@ -8,6 +8,7 @@ use super::Partition;
 use super::digest::{Digest, DigestMap};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
+use crate::log::hint::Head;
 use crate::log::place::{Class, Place};
 use crate::log::record::{Kind, Record};
 use crate::log::segment::Segment;
@@ -586,14 +587,17 @@ impl Partition {
         if writer.is_empty() || writer.is_sealed() {
             return Ok(());
         }
-        let seal = writer.seal(commit.sequence.get(), clock).await?;
+        let sequence = commit.sequence.get();
+        let seal = writer.seal(sequence, clock).await?;
         commit.clock.set(clock);
         let slot = commit.active.get();
-        let mut ledger = self.ledger.borrow_mut();
-        ledger.space.set_len(slot, writer.tail());
-        ledger.space.get_mut(slot).seal = Some(seal);
-        drop(ledger);
-        self.finish_segment(slot);
+        let extant = {
+            let space = &mut self.ledger.borrow_mut().space;
+            space.set_len(slot, writer.tail());
+            space.get_mut(slot).seal = Some(seal);
+            space.listed(writer.segment().id)
+        };
+        self.finish_segment(slot, Head { seal, sequence, clock, extant });
         Ok(())
     }
 

@@ -8,12 +8,12 @@ use super::clock::Clock;
 use super::commit::{Commit, Spare};
 use super::digest::Digest;
 use super::ledger::Ledger;
-use super::rotate::note;
+use super::rotate::entry_of;
 use super::{Partition, Settings};
 use crate::error::{Error, Result};
-use crate::log::hint::{Hint, path_of};
+use crate::log::hint::{Head, HintEntry, HintReader, path_of};
 use crate::log::place::Place;
-use crate::log::record::{Kind, MARK_LEN, Record};
+use crate::log::record::{Kind, MARK_LEN, Record, u64_at};
 use crate::log::scan::{Scan, Seen, Strictness};
 use crate::log::segment::{Segment, sync_dir};
 use crate::log::writer::Writer;
@@ -31,11 +31,18 @@ use std::sync::Arc;
 /// A segment as it was found.
 struct Loaded {
     segment: Rc<Segment>,
-    /// What it holds, and where its seal is or has to be.
-    hint: Hint,
+    /// What it says as a whole, and where its seal is or has to be.
+    head: Head,
+    entries: Entries,
     state: State,
     damaged: bool,
     file_len: u64,
+}
+
+/// The puts and deletes of a segment.
+enum Entries {
+    Hinted(HintReader),
+    Scanned(Vec<HintEntry>),
 }
 
 /// How a segment was found.
@@ -61,7 +68,7 @@ pub(crate) struct Plan {
     last: Option<(usize, Option<u64>)>,
     spares: Vec<Spare>,
     leftovers: Vec<PathBuf>,
-    unhinted: Vec<usize>,
+    unhinted: Vec<(usize, Head)>,
     damaged: Vec<usize>,
     unreadable: Vec<PathBuf>,
     sequence: u64,
@@ -115,47 +122,56 @@ async fn load(
     file_len: u64,
     must_be_sealed: bool,
 ) -> Result<(Loaded, Seen)> {
-    let mut loaded =
-        Loaded { segment, hint: Hint::default(), state: State::Hinted, damaged: false, file_len };
-    let segment = &loaded.segment;
-    if let Some(hint) = Hint::read(&settings.identity, segment).await
-        && is_sealed_at(segment, &hint, file_len).await?
+    if let Some(hint) = HintReader::open(&settings.identity, &segment).await
+        && is_sealed_at(&segment, hint.head.seal, file_len).await?
     {
-        loaded.hint = hint;
+        let (head, state) = (hint.head.clone(), State::Hinted);
+        let entries = Entries::Hinted(hint);
+        let loaded = Loaded { segment, head, entries, state, damaged: false, file_len };
         return Ok((loaded, Seen::default()));
     }
     let salvage = settings.quarantine.is_some();
     let strictness = Strictness { sealed: must_be_sealed, salvage };
-    let mut scan = Scan::new(segment, file_len, strictness);
-    let mut hint = Hint::default();
+    let mut scan = Scan::new(&segment, file_len, strictness);
+    let mut head = Head::default();
+    let mut entries = Vec::new();
     let mut shown_any = false;
     while let Some(shown) = scan.next().await? {
         shown_any = true;
-        note(&settings.secret, &shown.record(), shown.offset, shown.len, &mut hint);
+        let record = shown.record();
+        match record.kind {
+            Kind::Live => {
+                head.extant = record.value.chunks_exact(8).map(|id| u64_at(id, 0)).collect();
+            }
+            Kind::Drop if record.value.len() == 8 => {
+                let gone = u64_at(record.value, 0);
+                head.extant.retain(|&id| id != gone);
+            }
+            _ => entries.extend(entry_of(&settings.secret, &shown)),
+        }
     }
     let end = scan.offset();
     let seen = scan.into_seen();
-    hint.seal = seen.seal.unwrap_or(end.next_multiple_of(BLOCK));
-    hint.sequence = seen.sequence;
-    hint.clock = seen.clock;
-    loaded.damaged = !seen.damage.is_empty();
-    loaded.state = match (seen.seal, shown_any) {
+    head.seal = seen.seal.unwrap_or(end.next_multiple_of(BLOCK));
+    (head.sequence, head.clock) = (seen.sequence, seen.clock);
+    let state = match (seen.seal, shown_any) {
         (Some(_), _) => State::Sealed,
         (None, true) => State::Unsealed,
         (None, false) if end == BLOCK && seen.torn_bytes == 0 => State::Clean,
         (None, false) => State::Torn,
     };
-    loaded.hint = hint;
-    Ok((loaded, seen))
+    let damaged = !seen.damage.is_empty();
+    let entries = Entries::Scanned(entries);
+    Ok((Loaded { segment, head, entries, state, damaged, file_len }, seen))
 }
 
 /// Whether the segment's seal is where a hint says.
-async fn is_sealed_at(segment: &Segment, hint: &Hint, file_len: u64) -> Result<bool> {
-    if hint.seal + MARK_LEN as u64 > file_len {
+async fn is_sealed_at(segment: &Segment, seal: u64, file_len: u64) -> Result<bool> {
+    if seal + MARK_LEN as u64 > file_len {
         return Ok(false);
     }
-    let bytes = segment.read(hint.seal, MARK_LEN).await?;
-    let record = Record::decode(&bytes, segment.salt, hint.seal);
+    let bytes = segment.read(seal, MARK_LEN).await?;
+    let record = Record::decode(&bytes, segment.salt, seal);
     Ok(record.is_ok_and(|record| record.kind == Kind::Seal))
 }
 
@@ -182,7 +198,7 @@ impl Plan {
         let last = plan.find_last(&mut ids).await?;
         if let Some(last) = last {
             plan.load_older(ids, &last).await?;
-            plan.take(last);
+            plan.take(last).await?;
         } else {
             // Without any record, nothing can be missing.
             for id in ids {
@@ -231,7 +247,7 @@ impl Plan {
         report.torn_records += seen.torn_records;
         report.damage.extend(seen.damage);
         if loaded.state != State::Hinted {
-            report.scanned_bytes += loaded.hint.seal.saturating_sub(BLOCK);
+            report.scanned_bytes += loaded.head.seal.saturating_sub(BLOCK);
         }
     }
 
@@ -239,8 +255,8 @@ impl Plan {
     async fn load_older(&mut self, ids: Vec<u64>, last: &Loaded) -> Result<()> {
         let mut there = BTreeSet::from_iter(ids);
         let mut before_last = true;
-        let newest = last.hint.extant.iter().max().copied();
-        for &id in &last.hint.extant {
+        let newest = last.head.extant.iter().max().copied();
+        for &id in &last.head.extant {
             if !there.remove(&id) {
                 let path = Segment::path_in(&self.settings.dir, id);
                 let reason = "the file is missing: the log says that it is part of the store";
@@ -258,7 +274,7 @@ impl Plan {
             }
             let (loaded, seen) = load(&self.settings, segment, len, true).await?;
             self.note_seen(&loaded, seen);
-            self.take(loaded);
+            self.take(loaded).await?;
             self.ledger.space.bound_open(64);
         }
         // Their removal was not durable, and means nothing.
@@ -271,24 +287,39 @@ impl Plan {
     }
 
     /// Replays a segment's records.
-    fn take(&mut self, loaded: Loaded) {
-        let Loaded { segment, hint, state, damaged, .. } = loaded;
-        let seal = hint.seal;
-        let slot = self.ledger.space.add(segment, seal + BLOCK, Some(seal));
-        for entry in &hint.entries {
-            let place = Place::new(slot, entry.offset, entry.class, entry.len);
-            self.ledger.index(Digest::from_bytes(entry.digest), place);
+    async fn take(&mut self, loaded: Loaded) -> Result<()> {
+        let Loaded { segment, head, entries, state, damaged, .. } = loaded;
+        let seal = head.seal;
+        let slot = self.ledger.space.add(Rc::clone(&segment), seal + BLOCK, Some(seal));
+        match entries {
+            Entries::Scanned(entries) => self.replay(slot, &entries),
+            Entries::Hinted(mut hint) => loop {
+                let entries = hint.next().await;
+                let entries = entries.map_err(Error::io("read the hint of", segment.path()))?;
+                if entries.is_empty() {
+                    break;
+                }
+                self.replay(slot, &entries);
+            },
         }
-        self.sequence = self.sequence.max(hint.sequence);
-        self.clock = self.clock.max(hint.clock);
+        self.sequence = self.sequence.max(head.sequence);
+        self.clock = self.clock.max(head.clock);
         self.report.segments += 1;
         self.report.hinted += u64::from(state == State::Hinted);
         if damaged {
             self.damaged.push(slot);
         } else if state != State::Hinted {
-            self.unhinted.push(slot);
+            self.unhinted.push((slot, head));
         }
         self.last = Some((slot, (state == State::Unsealed).then_some(seal)));
+        Ok(())
+    }
+
+    fn replay(&mut self, slot: usize, entries: &[HintEntry]) {
+        for entry in entries {
+            let place = Place::new(slot, entry.offset, entry.class, entry.len);
+            self.ledger.index(Digest::from_bytes(entry.digest), place);
+        }
     }
 
     /// Does what has to be done, and opens the partition.
@@ -362,8 +393,8 @@ impl Plan {
             partition.merge_damaged(slot).await?;
         }
         partition.start_making_spare();
-        for slot in self.unhinted {
-            partition.finish_segment(slot);
+        for (slot, head) in self.unhinted {
+            partition.finish_segment(slot, head);
         }
         partition.consider_merging();
         Ok((partition, self.report))

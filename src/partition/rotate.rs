@@ -7,13 +7,13 @@ use super::Partition;
 use super::commit::{Failure, NoRoom, Spare, Ticket, is_full};
 use super::digest::Digest;
 use crate::error::{Error, Result};
-use crate::log::hint::{Hint, HintEntry};
+use crate::log::BLOCK;
+use crate::log::hint::{self, Head, HintEntry, HintWriter};
 use crate::log::place::Class;
 use crate::log::record::Kind;
-use crate::log::scan::{Scan, Strictness};
+use crate::log::scan::{Scan, Shown, Strictness};
 use crate::log::segment::Segment;
 use crate::log::writer::FIRST_ROOM;
-use crate::log::{BLOCK, record};
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 use std::io;
@@ -107,69 +107,52 @@ impl Partition {
         Err(self.failed(Failure::Full(Arc::new(refused))))
     }
 
-    /// Writes the hint of a segment that was sealed, and gives back what it has not used.
-    pub(super) fn finish_segment(self: &Rc<Self>, slot: usize) {
-        let (segment, seal) = {
+    /// Writes the hint of a segment that was sealed, and gives back what it has not used. `extant`:
+    /// the older segments that existed at the seal.
+    pub(super) fn finish_segment(self: &Rc<Self>, slot: usize, head: Head) {
+        let segment = {
             let space = &mut self.ledger.borrow_mut().space;
             space.get_mut(slot).hinting = true;
-            let Some(seal) = space.get(slot).seal else { unreachable!("it was sealed") };
-            (space.for_reading(slot), seal)
+            space.for_reading(slot)
         };
         let partition = Rc::clone(self);
         self.chore(async move {
             // Both save time and space, and nothing depends on either.
-            if let Ok(hint) = partition.read_hint(&segment, seal).await {
-                drop(hint.write(&partition.identity, &segment).await);
-            }
-            drop(segment.trim(seal + BLOCK).await);
+            drop(partition.write_hint(&segment, &head).await);
+            drop(segment.trim(head.seal + BLOCK).await);
             partition.ledger.borrow_mut().space.get_mut(slot).hinting = false;
             partition.consider_merging();
         });
     }
 
-    /// What a sealed segment's hint is to say, from the segment itself.
-    pub(super) async fn read_hint(&self, segment: &Segment, seal: u64) -> Result<Hint> {
+    /// What a sealed segment's hint says is told by the segment itself, as it can be read.
+    async fn write_hint(&self, segment: &Segment, head: &Head) -> Result<()> {
         let strictness = Strictness { sealed: true, salvage: false };
-        let mut scan = Scan::new(segment, seal + BLOCK, strictness);
-        let mut hint = Hint { seal, ..Hint::default() };
+        let mut scan = Scan::new(segment, head.seal + BLOCK, strictness);
+        let path = hint::path_of(segment);
+        let failed = || Error::io("write", &path);
+        let hint = HintWriter::create(&self.identity, segment, head).await;
+        let mut hint = hint.map_err(failed())?;
         while let Some(shown) = scan.next().await? {
-            self.note(&shown.record(), shown.offset, shown.len, &mut hint);
+            if let Some(entry) = entry_of(&self.secret, &shown) {
+                hint.push(&entry).await.map_err(failed())?;
+            }
         }
-        let seen = scan.into_seen();
-        (hint.sequence, hint.clock) = (seen.sequence, seen.clock);
-        Ok(hint)
-    }
-
-    fn note(&self, record: &record::Record<'_>, offset: u64, len: usize, hint: &mut Hint) {
-        note(&self.secret, record, offset, len, hint);
+        hint.finish().await.map_err(failed())
     }
 }
 
-/// Adds to a hint what a record says.
-pub(super) fn note(
-    secret: &[u8; 16],
-    record: &record::Record<'_>,
-    offset: u64,
-    len: usize,
-    hint: &mut Hint,
-) {
+/// A record as a hint has it, if it is a put or a delete.
+pub(super) fn entry_of(secret: &[u8; 16], shown: &Shown) -> Option<HintEntry> {
+    let record = shown.record();
     let class = match (record.kind, record.expiry) {
         (Kind::Put, None) => Class::Put,
         (Kind::Put, Some(_)) => Class::Expiring,
         (Kind::Delete, _) => Class::Tombstone,
-        (Kind::Live, _) => {
-            hint.extant = record.value.chunks_exact(8).map(|id| record::u64_at(id, 0)).collect();
-            return;
-        }
-        (Kind::Drop, _) if record.value.len() == 8 => {
-            let id = record::u64_at(record.value, 0);
-            hint.extant.retain(|&extant| extant != id);
-            return;
-        }
-        _ => return,
+        _ => return None,
     };
     let digest = Digest::new(secret, record.key).to_bytes();
-    hint.entries.push(HintEntry { digest, offset, len, class });
+    Some(HintEntry { digest, offset: shown.offset, len: shown.len, class })
 }
 
 /// The same error once more: errors of the system cannot be cloned.
