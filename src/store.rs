@@ -142,10 +142,7 @@ impl Store {
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Reply<()> {
         let (key, value) = (key.as_ref(), value.as_ref());
         match self.new_put(key, value, PutOptions::new()) {
-            Ok(put) => {
-                let put = self.send_put(put);
-                Reply::new(async move { put.await.map(drop) })
-            }
+            Ok(put) => self.send_put(put, drop),
             Err(error) => Reply::error(error),
         }
     }
@@ -180,7 +177,7 @@ impl Store {
         options: PutOptions,
     ) -> Reply<Option<u64>> {
         match self.new_put(key.as_ref(), value.as_ref(), options) {
-            Ok(put) => self.send_put(put),
+            Ok(put) => self.send_put(put, |version| version),
             Err(error) => Reply::error(error),
         }
     }
@@ -480,7 +477,7 @@ impl Store {
     }
 
     /// Sends a put, and makes the reply of what comes back.
-    fn send_put(&self, put: Put) -> Reply<Option<u64>> {
+    fn send_put<T: 'static>(&self, put: Put, answer: fn(Option<u64>) -> T) -> Reply<T> {
         let inner = Arc::clone(&self.inner);
         Reply::new(async move {
             inner.check_open()?;
@@ -488,7 +485,7 @@ impl Store {
             let bytes = put.key.len() + put.value.len();
             let work =
                 move |partition: Rc<Partition>| async move { partition.put(digest, put).await };
-            inner.router.send(digest, bytes, work).await
+            inner.router.send(digest, bytes, work).await.map(answer)
         })
     }
 

@@ -385,6 +385,7 @@ impl Plan {
             making: RefCell::default(),
             merging: super::Merging::default(),
             clock: Clock::new(self.clock),
+            buffers: RefCell::default(),
             chores: Cell::new(0),
             stats: Cell::default(),
             _lock: lock,
