@@ -192,6 +192,10 @@ impl<'a> Scan<'a> {
         let at = self.offset;
         let mut proof = false;
         let mut next = None;
+        let first = self.bytes(at, 8).await?;
+        if first.iter().take(8).any(|&byte| byte != 0) {
+            self.seen.torn_bytes += 8;
+        }
         let mut offset = at;
         // Any valid mark further on will do; records are aligned to 8 bytes.
         while offset + 8 < self.len {

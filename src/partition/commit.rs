@@ -24,8 +24,8 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// A group ends when it has so many bytes of records.
-const MAX_GROUP: usize = 1 << 20;
+/// A group ends when it has so many bytes of records; in small segments sooner.
+const MAX_GROUP: u64 = 1 << 20;
 /// How long a partition has been idle when it marks its tail.
 const IDLE: Duration = Duration::from_millis(10);
 
@@ -423,13 +423,13 @@ impl Partition {
     /// Takes the operations of the next group.
     fn take_group(&self, group: &mut Vec<Staged>) -> bool {
         let mut gathering = self.commit.gathering.borrow_mut();
+        let most = MAX_GROUP.min(self.segment_bytes / 4);
         let mut bytes = 0;
-        while bytes < MAX_GROUP
-            && let Some(next) = gathering.front()
-            && (group.is_empty() || bytes + next.len() <= MAX_GROUP)
+        while let Some(next) = gathering.front()
+            && (group.is_empty() || bytes + next.len() as u64 <= most)
             && let Some(next) = gathering.pop_front()
         {
-            bytes += next.len();
+            bytes += next.len() as u64;
             group.push(next);
         }
         !group.is_empty()

@@ -235,6 +235,9 @@ impl Partition {
             if copied >= STEP {
                 // Not more than this at a time, so that other writes do not wait for long.
                 ticket.wait(self).await?;
+                if self.commit.is_sealed() {
+                    return Err(Error::Closed);
+                }
                 self.rest(copied).await;
                 copied = 0;
             }
