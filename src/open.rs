@@ -81,11 +81,9 @@ pub(crate) fn lock_dir(dir: &Path) -> Result<Lock> {
     }
     let mut lock = Lock(file);
     let file = &mut lock.0;
-    let written = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    written.map_err(Error::io("write", &path))?;
+    // The lock is what counts. On a full disk nobody can be told who holds it.
+    drop(file.set_len(0).and_then(|()| file.rewind()));
+    drop(writeln!(file, "{}", std::process::id()));
     Ok(lock)
 }
 

@@ -399,18 +399,24 @@ impl Store {
             // Names are made by blocking calls, all of them quick.
             let folders = make_backup_dirs(&dir, inner.router.partitions())?;
             let router = &inner.router;
-            let parts = ask_all((0..folders.len()).map(|index| {
-                let router = Arc::clone(router);
-                let hold = |partition: Rc<Partition>| async move {
-                    partition.begin_backup().await.map(Owned::new)
-                };
-                Reply::new(async move { router.send_past(index, hold).await })
-            }));
-            let parts: Vec<Owned<BackupPart>> = parts.await?;
-            // All are held at this moment: this is the cut.
-            for part in &parts {
-                drop(part.schedule(|part| async move { part.release() }));
-            }
+            let (all, count) = (Arc::clone(router), folders.len());
+            // On a thread of the store's own: whoever asks may not be polled for long.
+            let cut = move |_: Rc<Partition>| async move {
+                let parts = ask_all((0..count).map(|index| {
+                    let router = Arc::clone(&all);
+                    let hold = |partition: Rc<Partition>| async move {
+                        partition.begin_backup().await.map(Owned::new)
+                    };
+                    Reply::new(async move { router.send_past(index, hold).await })
+                }));
+                let parts: Vec<Owned<BackupPart>> = parts.await?;
+                // All are held at this moment: this is the cut.
+                for part in &parts {
+                    drop(part.schedule(|part| async move { part.release() }));
+                }
+                Ok(parts)
+            };
+            let parts = router.send_past(0, cut).await?;
             for (part, folder) in parts.iter().zip(folders) {
                 let copy = part.schedule(|part| async move { part.copy_to(&folder).await });
                 copy.await.map_err(Error::from)??;

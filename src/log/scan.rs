@@ -82,6 +82,8 @@ pub(crate) struct Scan<'a> {
     strictness: Strictness,
     /// Where the next record begins.
     offset: u64,
+    /// Where the last record ended; none if what lies before is not known.
+    end: Option<u64>,
     window: Bytes,
     /// Where the window begins.
     start: u64,
@@ -92,18 +94,33 @@ pub(crate) struct Scan<'a> {
 impl<'a> Scan<'a> {
     pub(crate) fn new(segment: &'a Segment, len: u64, strictness: Strictness) -> Self {
         let (window, seen) = (Bytes::new(), Seen::default());
-        Self { segment, len, strictness, offset: BLOCK, window, start: BLOCK, seen, ended: false }
+        let (offset, start, end) = (BLOCK, BLOCK, Some(BLOCK));
+        Self { segment, len, strictness, offset, end, window, start, seen, ended: false }
     }
 
     /// One that goes on where another stood.
     pub(crate) fn from(mut self, offset: u64) -> Self {
         self.offset = offset;
+        self.end = None;
         self
     }
 
     /// Where it stands; after its end, where the log of the segment ends.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Where the last record ended.
+    pub(crate) fn end(&self) -> u64 {
+        self.end.unwrap_or(self.offset)
+    }
+
+    /// Whether a record follows upon the one before: behind padding comes a mark that knows of it.
+    fn follows(&self, shown: &Shown) -> bool {
+        self.end.is_none_or(|end| match Mark::of(&shown.record()) {
+            Some(mark) => mark.after == end,
+            None => shown.offset == end && end > BLOCK,
+        })
     }
 
     pub(crate) fn into_seen(self) -> Seen {
@@ -114,12 +131,20 @@ impl<'a> Scan<'a> {
     pub(crate) async fn next(&mut self) -> Result<Option<Shown>> {
         while !self.ended {
             match self.decode_here().await? {
+                Ok(shown) if !self.follows(&shown) => {
+                    self.offset = self.end();
+                    self.judge(RecordError::Gap).await?;
+                }
                 Ok(shown) => {
+                    let end = shown.offset + shown.len as u64;
                     self.offset += shown.len as u64;
                     let record = shown.record();
                     self.seen.sequence = self.seen.sequence.max(record.sequence);
                     if let Some(mark) = Mark::of(&record) {
                         self.seen.clock = self.seen.clock.max(mark.clock);
+                    }
+                    if record.kind != Kind::Seal {
+                        self.end = Some(end);
                     }
                     match record.kind {
                         Kind::Mark => {}
@@ -215,8 +240,15 @@ impl<'a> Scan<'a> {
             let bytes = self.bytes(offset, header.total()).await?;
             if let Ok(record) = Record::decode(&bytes, self.segment.salt, offset) {
                 self.seen.torn_records += 1;
+                let mark = Mark::of(&record);
+                let found = record.kind == Kind::Seal && offset == at.next_multiple_of(BLOCK);
+                if found && mark.is_some_and(|mark| mark.durable == at) {
+                    // A recovery found the end here, and sealed behind what was torn.
+                    self.offset = offset;
+                    return Ok(());
+                }
                 next.get_or_insert(offset);
-                if Mark::of(&record).is_some_and(|mark| mark.durable > at) {
+                if mark.is_some_and(|mark| mark.durable > at) {
                     proof = true;
                     break;
                 }
@@ -239,7 +271,7 @@ impl<'a> Scan<'a> {
         (self.seen.torn_bytes, self.seen.torn_records) = (0, 0);
         self.seen.damage.push(damage);
         match next {
-            Some(next) => self.offset = next,
+            Some(next) => (self.offset, self.end) = (next, None),
             None => self.ended = true,
         }
         Ok(())

@@ -5,7 +5,7 @@
 //! failed for want of room leaves no trace, any other failure poisons the partition.
 
 use super::Partition;
-use super::digest::{Digest, DigestMap};
+use super::digest::{Digest, DigestMap, DigestSet};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::log::hint::Head;
@@ -141,6 +141,11 @@ impl Staged {
         }
     }
 
+    /// Whether something is written for it.
+    fn takes_room(&self) -> bool {
+        self.len() > 0 || matches!(self.op, Op::Clock)
+    }
+
     /// Whether it takes room that is not for deletes and merges.
     fn is_put(&self) -> bool {
         matches!(self.op, Op::Put { .. })
@@ -235,6 +240,11 @@ impl Commit {
 
     pub(super) fn active(&self) -> usize {
         self.active.get()
+    }
+
+    /// Where the records of the active segment end, while no group is written.
+    pub(super) fn end(&self) -> u64 {
+        self.writer.borrow().as_ref().map_or(0, Writer::end)
     }
 
     /// The last sequence number that was given.
@@ -407,11 +417,12 @@ impl Partition {
             let commit = &partition.commit;
             loop {
                 let groups = commit.groups.get();
-                if partition.home.until_stopping(rt::timeout(IDLE)).await.is_none() {
+                let stopping = partition.home.until_stopping(rt::timeout(IDLE)).await.is_none();
+                if stopping || commit.is_poisoned() {
                     break;
                 }
                 if commit.groups.get() == groups && !commit.running.get() {
-                    commit.mark_idle.set(!commit.is_poisoned() && !commit.is_sealed());
+                    commit.mark_idle.set(!commit.is_sealed());
                     partition.start_committing();
                     break;
                 }
@@ -443,26 +454,24 @@ impl Partition {
     ) -> io::Result<()> {
         let commit = &self.commit;
         let mut bytes: usize = group.iter().map(Staged::len).sum();
-        if bytes > 0 || group.iter().any(|staged| matches!(staged.op, Op::Clock)) {
+        if group.iter().any(Staged::takes_room) {
             let puts = group.iter().any(Staged::is_put);
             if let Err(NoRoom(error)) = self.make_room(writer, bytes, puts).await? {
                 let error = Arc::new(error);
                 self.refuse(group, Staged::is_put, &error);
                 commit.full.replace(Some(Arc::clone(&error)));
                 bytes = group.iter().map(Staged::len).sum();
-                if bytes > 0
+                if group.iter().any(Staged::takes_room)
                     && let Err(NoRoom(error)) = self.make_room(writer, bytes, false).await?
                 {
-                    let takes_room = |staged: &Staged| staged.len() > 0;
-                    self.refuse(group, takes_room, &Arc::new(error));
+                    self.refuse(group, Staged::takes_room, &Arc::new(error));
                 }
             }
         }
         let sync = group.iter().any(|staged| staged.sync);
         let clock = self.clock.now();
-        let writes = |staged: &Staged| staged.len() > 0 || matches!(staged.op, Op::Clock);
         let mut places = Vec::with_capacity(group.len());
-        if group.iter().any(writes) {
+        if group.iter().any(Staged::takes_room) {
             writer.begin(commit.sequence.get(), clock);
             if writer.is_empty() {
                 let own = writer.segment().id;
@@ -483,6 +492,8 @@ impl Partition {
             }
         } else if sync {
             writer.sync().await?;
+            // The tail can be marked now.
+            commit.groups.set(commit.groups.get() + 1);
             self.ledger.borrow_mut().space.set_len(commit.active.get(), writer.tail());
         }
         for (staged, place) in group.iter().zip(places) {
@@ -622,8 +633,13 @@ impl Partition {
         let mut overlay = self.commit.overlay.borrow_mut();
         overlay.clear();
         let mut tickets = Vec::new();
+        let mut gone = DigestSet::default();
         let mut keep = |staged: &Staged| {
-            if refused(staged) {
+            let changes = matches!(staged.op, Op::Put { .. } | Op::Delete { .. });
+            if refused(staged) || changes && gone.contains(&staged.digest) {
+                if changes {
+                    gone.insert(staged.digest);
+                }
                 staged.ticket.settle(Err(Failure::Full(Arc::clone(error))));
                 tickets.push(Rc::clone(&staged.ticket));
                 return false;
@@ -662,7 +678,7 @@ impl Partition {
     pub(super) async fn hold(self: &Rc<Self>) -> Hold {
         self.commit.holds.set(self.commit.holds.get() + 1);
         let hold = Hold(Rc::clone(self));
-        while self.commit.running.get() {
+        while self.commit.running.get() && !self.commit.is_poisoned() {
             rt::yield_now().await;
         }
         hold

@@ -9,7 +9,7 @@
 
 use super::chunks::Tag;
 use siphasher::sip128::{Hasher128, SipHasher13};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// How many bits choose the table.
@@ -85,6 +85,9 @@ impl Hasher for Identity {
         self.0
     }
 }
+
+/// A set of digests.
+pub(crate) type DigestSet = HashSet<Digest, BuildHasherDefault<Identity>>;
 
 /// A map from digests.
 pub(crate) type DigestMap<T> = HashMap<Digest, T, BuildHasherDefault<Identity>>;

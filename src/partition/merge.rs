@@ -117,7 +117,14 @@ impl Partition {
                     }
                     merged => merged,
                 },
-                None if self.active_is_garbage() => self.end_active().await,
+                None if self.active_is_garbage() => {
+                    let active = self.commit.active();
+                    let ended = self.end_active().await;
+                    if self.commit.active() == active {
+                        return; // there is no room for another
+                    }
+                    ended
+                }
                 None => return,
             };
             if merged.is_err() {
@@ -213,7 +220,7 @@ impl Partition {
             (segment, space.get(slot).scan_len(), space.is_oldest(slot))
         };
         let mut scan = Scan::new(&segment, len, Strictness { sealed: true, salvage });
-        let mut copied = 0;
+        let (mut copied, mut last) = (0, None);
         while let Some(shown) = scan.next().await? {
             let record = shown.record();
             if !matches!(record.kind, Kind::Put | Kind::Delete) {
@@ -240,9 +247,15 @@ impl Partition {
                 }
                 self.rest(copied).await;
                 copied = 0;
+            } else {
+                last = Some(ticket);
             }
         }
-        Ok(())
+        // Without room for copies there is no sense in going on.
+        match last {
+            Some(ticket) => ticket.wait(self).await,
+            None => Ok(()),
+        }
     }
 
     /// Whether a record is what the keydir points to; then its place and its count.

@@ -5,11 +5,12 @@
 //! recovery left, whole or half done, gives the same.
 
 use super::clock::Clock;
-use super::commit::{Commit, Spare};
+use super::commit::{Commit, Op, Spare};
 use super::digest::Digest;
 use super::ledger::Ledger;
 use super::rotate::entry_of;
 use super::{Partition, Settings};
+use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::log::hint::{Head, HintEntry, HintReader, path_of};
 use crate::log::place::Place;
@@ -33,6 +34,10 @@ struct Loaded {
     segment: Rc<Segment>,
     /// What it says as a whole, and where its seal is or has to be.
     head: Head,
+    /// Where its records end.
+    end: u64,
+    /// Whether it says which older segments there are.
+    lists: bool,
     entries: Entries,
     state: State,
     damaged: bool,
@@ -125,9 +130,16 @@ async fn load(
     if let Some(hint) = HintReader::open(&settings.identity, &segment).await
         && is_sealed_at(&segment, hint.head.seal, file_len).await?
     {
-        let (head, state) = (hint.head.clone(), State::Hinted);
-        let entries = Entries::Hinted(hint);
-        let loaded = Loaded { segment, head, entries, state, damaged: false, file_len };
+        let loaded = Loaded {
+            segment,
+            head: hint.head.clone(),
+            end: hint.head.seal,
+            lists: true,
+            entries: Entries::Hinted(hint),
+            state: State::Hinted,
+            damaged: false,
+            file_len,
+        };
         return Ok((loaded, Seen::default()));
     }
     let salvage = settings.quarantine.is_some();
@@ -135,12 +147,13 @@ async fn load(
     let mut scan = Scan::new(&segment, file_len, strictness);
     let mut head = Head::default();
     let mut entries = Vec::new();
-    let mut shown_any = false;
+    let (mut shown_any, mut lists) = (false, false);
     while let Some(shown) = scan.next().await? {
         shown_any = true;
         let record = shown.record();
         match record.kind {
             Kind::Live => {
+                lists = true;
                 head.extant = record.value.chunks_exact(8).map(|id| u64_at(id, 0)).collect();
             }
             Kind::Drop if record.value.len() == 8 => {
@@ -150,7 +163,7 @@ async fn load(
             _ => entries.extend(entry_of(&settings.secret, &shown)),
         }
     }
-    let end = scan.offset();
+    let end = scan.end();
     let seen = scan.into_seen();
     head.seal = seen.seal.unwrap_or(end.next_multiple_of(BLOCK));
     (head.sequence, head.clock) = (seen.sequence, seen.clock);
@@ -162,7 +175,7 @@ async fn load(
     };
     let damaged = !seen.damage.is_empty();
     let entries = Entries::Scanned(entries);
-    Ok((Loaded { segment, head, entries, state, damaged, file_len }, seen))
+    Ok((Loaded { segment, head, end, lists, entries, state, damaged, file_len }, seen))
 }
 
 /// Whether the segment's seal is where a hint says.
@@ -233,6 +246,9 @@ impl Plan {
             self.note_seen(&loaded, seen);
             let segment = loaded.segment;
             match loaded.state {
+                State::Clean | State::Torn if loaded.damaged => {
+                    self.unreadable.push(segment.path().to_owned());
+                }
                 State::Clean => self.spares.push(Spare { segment, prepared: loaded.file_len }),
                 State::Torn => self.leftovers.push(segment.path().to_owned()),
                 _ => return Ok(Some(Loaded { segment, ..loaded })),
@@ -254,9 +270,11 @@ impl Plan {
     /// Replays the segments that the last one says are there.
     async fn load_older(&mut self, ids: Vec<u64>, last: &Loaded) -> Result<()> {
         let mut there = BTreeSet::from_iter(ids);
-        let mut before_last = true;
-        let newest = last.head.extant.iter().max().copied();
-        for &id in &last.head.extant {
+        // Damage may have taken the list: then all that is there may be part of the store.
+        let all: Vec<_> = there.iter().copied().collect();
+        let extant = if last.lists { &last.head.extant } else { &all };
+        let newest = extant.last().copied();
+        for &id in extant {
             if !there.remove(&id) {
                 let path = Segment::path_in(&self.settings.dir, id);
                 let reason = "the file is missing: the log says that it is part of the store";
@@ -268,8 +286,7 @@ impl Plan {
                 continue;
             }
             let Some((segment, len)) = self.open(id).await? else { continue };
-            if Some(id) == newest && before_last {
-                before_last = false;
+            if Some(id) == newest {
                 segment.sync().await.map_err(Error::io("sync", segment.path()))?;
             }
             let (loaded, seen) = load(&self.settings, segment, len, true).await?;
@@ -288,12 +305,13 @@ impl Plan {
 
     /// Replays a segment's records.
     async fn take(&mut self, loaded: Loaded) -> Result<()> {
-        let Loaded { segment, head, entries, state, damaged, .. } = loaded;
+        let Loaded { segment, head, end, entries, state, damaged, .. } = loaded;
         let seal = head.seal;
         let slot = self.ledger.space.add(Rc::clone(&segment), seal + BLOCK, Some(seal));
         match entries {
             Entries::Scanned(entries) => self.replay(slot, &entries),
             Entries::Hinted(mut hint) => loop {
+                // What was good a moment ago and is not now is the device's failure.
                 let entries = hint.next().await;
                 let entries = entries.map_err(Error::io("read the hint of", segment.path()))?;
                 if entries.is_empty() {
@@ -311,7 +329,7 @@ impl Plan {
         } else if state != State::Hinted {
             self.unhinted.push((slot, head));
         }
-        self.last = Some((slot, (state == State::Unsealed).then_some(seal)));
+        self.last = Some((slot, (state == State::Unsealed).then_some(end)));
         Ok(())
     }
 
@@ -328,11 +346,11 @@ impl Plan {
         lock: Arc<dyn Any + Send + Sync>,
     ) -> Result<(Rc<Partition>, PartitionReport)> {
         self.set_aside().await?;
-        if let Some((slot, Some(tail))) = self.last {
+        if let Some((slot, Some(end))) = self.last {
             let segment = Rc::clone(&self.ledger.space.get(slot).segment);
-            let sealed = Writer::seal_found(Rc::clone(&segment), tail, self.sequence, self.clock);
-            sealed.await.map_err(Error::io("seal", segment.path()))?;
-            segment.trim(tail + BLOCK).await?;
+            let sealed = Writer::seal_found(Rc::clone(&segment), end, self.sequence, self.clock);
+            let seal = sealed.await.map_err(Error::io("seal", segment.path()))?;
+            segment.trim(seal + BLOCK).await?;
         }
         self.report.leftovers = self.leftovers.len() as u64;
         while self.spares.len() > 1
@@ -392,6 +410,11 @@ impl Plan {
         });
         for &slot in &self.damaged {
             partition.merge_damaged(slot).await?;
+        }
+        if !self.report.damage.is_empty() {
+            // A group that lists what is there now, so that the next opening misses nothing.
+            let listed = partition.stage(Digest::default(), Op::Clock, Durability::Sync)?.0;
+            listed.wait(&partition).await?;
         }
         partition.start_making_spare();
         for (slot, head) in self.unhinted {

@@ -5,7 +5,7 @@
 //! else: writes and merges go on.
 
 use super::Partition;
-use super::digest::Digest;
+use super::digest::{Digest, DigestSet};
 use crate::error::Result;
 use crate::log::place::Place;
 use crate::log::record::Kind;
@@ -71,6 +71,9 @@ pub(crate) struct Walk {
     segments: BTreeMap<u64, (usize, u64)>,
     /// The segment that is being read, and where in it.
     at: Cell<(u64, u64)>,
+    /// Shown where they were, since merges had moved them to where the walk does not come by: of
+    /// older copies there may be several.
+    followed: RefCell<DigestSet>,
 }
 
 impl Partition {
@@ -97,7 +100,13 @@ impl Partition {
             there.map(|(slot, e)| (e.segment.id, (slot, e.scan_len().min(e.len)))).collect()
         };
         let pins = Pins::new(self, segments.values().map(|&(slot, _)| slot).collect());
-        Walk { pins, prefix, segments, at: Cell::new((0, crate::log::BLOCK)) }
+        Walk {
+            pins,
+            prefix,
+            segments,
+            at: Cell::new((0, crate::log::BLOCK)),
+            followed: RefCell::default(),
+        }
     }
 }
 
@@ -125,6 +134,11 @@ impl Walk {
                     return Ok(entries);
                 }
             }
+            // All of it was written: it does not end before.
+            let end = scan.offset();
+            if end < len && scan.into_seen().seal.is_none() {
+                return Err(segment.corrupt(end, "what was written there does not validate"));
+            }
             self.at.set((id + 1, crate::log::BLOCK));
             self.pins.release(slot);
         }
@@ -144,7 +158,9 @@ impl Walk {
                 return Ok(None);
             }
             match partition.read(digest, record.key).await? {
-                Some((_, found)) if found.version == record.sequence => {}
+                Some((_, found))
+                    if found.version == record.sequence
+                        && self.followed.borrow_mut().insert(digest) => {}
                 _ => return Ok(None),
             }
         }
