@@ -34,14 +34,15 @@ impl Partition {
         self.check()?;
         let hold = self.hold().await;
         self.check()?;
-        let space = &self.ledger.borrow().space;
-        let there: Vec<_> = space.iter().filter(|(_, e)| !e.dropped).collect();
-        let slots = there.iter().map(|&(slot, _)| slot).collect();
-        let sealed = there.iter().filter(|(_, e)| e.seal.is_some());
-        let sealed = sealed.map(|(_, e)| Rc::clone(&e.segment)).collect();
-        let active = there.iter().find(|(_, e)| e.seal.is_none() && e.len > BLOCK);
-        let active = active.map(|(_, e)| (Rc::clone(&e.segment), e.len));
-        drop(there);
+        let (slots, sealed, active) = {
+            let space = &self.ledger.borrow().space;
+            let there: Vec<_> = space.iter().filter(|(_, e)| !e.dropped).collect();
+            let slots = there.iter().map(|&(slot, _)| slot).collect();
+            let sealed = there.iter().filter(|(_, e)| e.seal.is_some());
+            let sealed = sealed.map(|(_, e)| Rc::clone(&e.segment)).collect();
+            let active = there.iter().find(|(_, e)| e.seal.is_none() && e.len > BLOCK);
+            (slots, sealed, active.map(|(_, e)| (Rc::clone(&e.segment), e.len)))
+        };
         Ok(BackupPart {
             partition: Rc::clone(self),
             hold: RefCell::new(Some(hold)),
