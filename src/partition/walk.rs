@@ -125,6 +125,11 @@ impl Walk {
                     return Ok(entries);
                 }
             }
+            // All of this was written before the walk began: it ends nowhere else.
+            let end = scan.offset();
+            if scan.into_seen().seal.is_none() && end < len {
+                return Err(segment.corrupt(end, "what was written there does not validate"));
+            }
             self.at.set((id + 1, crate::log::BLOCK));
             self.pins.release(slot);
         }
