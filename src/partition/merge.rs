@@ -68,6 +68,11 @@ impl Partition {
         });
     }
 
+    /// Whether a segment is being merged.
+    pub(super) fn is_merging(&self) -> bool {
+        self.merging.busy.get()
+    }
+
     /// How urgent merging is.
     fn pressure(&self) -> Pressure {
         let (len, live) = self.ledger.borrow().space.totals();
@@ -145,6 +150,9 @@ impl Partition {
     pub(super) async fn merge(self: &Rc<Self>, slot: usize) -> Result<()> {
         while self.merging.busy.get() {
             drop(rt::timeout_ms(1).await);
+        }
+        if self.commit.is_sealed() {
+            return Err(Error::Closed);
         }
         self.merging.busy.set(true);
         let _busy = Running(&self.merging.busy);
@@ -240,6 +248,10 @@ impl Partition {
                 }
                 self.rest(copied).await;
                 copied = 0;
+                // Cut short, it is harmless.
+                if self.commit.is_sealed() {
+                    return Err(Error::Closed);
+                }
             }
         }
         Ok(())
