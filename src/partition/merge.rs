@@ -243,9 +243,6 @@ impl Partition {
             if copied >= STEP {
                 // Not more than this at a time, so that other writes do not wait for long.
                 ticket.wait(self).await?;
-                if self.commit.is_sealed() {
-                    return Err(Error::Closed);
-                }
                 self.rest(copied).await;
                 copied = 0;
                 // Cut short, it is harmless.
@@ -304,11 +301,16 @@ impl Partition {
         self.end_active().await?;
         loop {
             let victim = self.ledger.borrow().space.iter().find_map(|(slot, e)| {
-                let worth = e.can_merge() && e.segment.id < last && e.garbage() > overhead(e.len);
-                worth.then_some(slot)
+                let whole = e.seal.is_some() && !e.damaged && !e.dropped;
+                let worth = whole && e.segment.id < last && e.garbage() > overhead(e.len);
+                worth.then_some((slot, e.hinting))
             });
-            let Some(victim) = victim else { return Ok(()) };
-            self.merge(victim).await?;
+            match victim {
+                None => return Ok(()),
+                // Its hint is being written, after a rotation or an opening.
+                Some((_, true)) => drop(rt::timeout_ms(1).await),
+                Some((victim, false)) => self.merge(victim).await?,
+            }
         }
     }
 }
