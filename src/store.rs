@@ -398,25 +398,8 @@ impl Store {
             inner.check_open()?;
             // Names are made by blocking calls, all of them quick.
             let folders = make_backup_dirs(&dir, inner.router.partitions())?;
-            let router = &inner.router;
-            let (all, count) = (Arc::clone(router), folders.len());
-            // On a thread of the store's own: whoever asks may not be polled for long.
-            let cut = move |_: Rc<Partition>| async move {
-                let parts = ask_all((0..count).map(|index| {
-                    let router = Arc::clone(&all);
-                    let hold = |partition: Rc<Partition>| async move {
-                        partition.begin_backup().await.map(Owned::new)
-                    };
-                    Reply::new(async move { router.send_past(index, hold).await })
-                }));
-                let parts: Vec<Owned<BackupPart>> = parts.await?;
-                // All are held at this moment: this is the cut.
-                for part in &parts {
-                    drop(part.schedule(|part| async move { part.release() }));
-                }
-                Ok(parts)
-            };
-            let parts = router.send_past(0, cut).await?;
+            let router = Arc::clone(&inner.router);
+            let parts = inner.router.send_past(0, |_| hold_all(router)).await?;
             for (part, folder) in parts.iter().zip(folders) {
                 let copy = part.schedule(|part| async move { part.copy_to(&folder).await });
                 copy.await.map_err(Error::from)??;
@@ -543,6 +526,24 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("dir", &self.inner.dir).finish_non_exhaustive()
     }
+}
+
+/// Holds all partitions, and lets them go on. To be run by a thread of the store: a caller that is
+/// not polled meanwhile must not hold up all writes.
+async fn hold_all(router: Arc<Router>) -> Result<Vec<Owned<BackupPart>>> {
+    let parts = ask_all((0..router.partitions()).map(|index| {
+        let router = Arc::clone(&router);
+        let hold = |partition: Rc<Partition>| async move {
+            partition.begin_backup().await.map(Owned::new)
+        };
+        Reply::new(async move { router.send_past(index, hold).await })
+    }));
+    let parts: Vec<Owned<BackupPart>> = parts.await?;
+    // All are held at this moment: this is the cut.
+    for part in &parts {
+        drop(part.schedule(|part| async move { part.release() }));
+    }
+    Ok(parts)
 }
 
 /// Stops the runtime on a thread made for it, since stopping blocks.

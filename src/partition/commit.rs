@@ -22,7 +22,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A group ends when it has so many bytes of records; in small segments sooner.
 const MAX_GROUP: u64 = 1 << 20;
@@ -199,7 +199,8 @@ pub(super) struct Commit {
     /// Groups wait while this is above zero.
     holds: Cell<usize>,
     sealed: Cell<bool>,
-    interval: Cell<bool>,
+    /// When syncs are due that nobody waits for. Each is sooner than the one before it.
+    intervals: RefCell<Vec<Instant>>,
     /// Puts are refused, since there was no room.
     pub(super) full: RefCell<Option<Arc<io::Error>>>,
     poison: RefCell<Option<Arc<io::Error>>>,
@@ -227,7 +228,7 @@ impl Commit {
             mark_idle: Cell::new(false),
             holds: Cell::new(0),
             sealed: Cell::new(false),
-            interval: Cell::new(false),
+            intervals: RefCell::default(),
             full: RefCell::default(),
             poison: RefCell::default(),
         }
@@ -354,14 +355,17 @@ impl Partition {
 
     /// Sees to it that what was acknowledged before is durable in so much time.
     fn sync_within(self: &Rc<Self>, period: Duration) {
-        if self.commit.interval.replace(true) {
+        let due = rt::now().checked_add(period);
+        let mut intervals = self.commit.intervals.borrow_mut();
+        let Some(due) = due.filter(|due| intervals.last().is_none_or(|last| due < last)) else {
             return;
-        }
+        };
+        intervals.push(due);
         let partition = Rc::clone(self);
         drop(rt::spawn(async move {
             // If the store stops meanwhile, all the sooner.
             drop(partition.home.until_stopping(rt::timeout(period)).await);
-            partition.commit.interval.set(false);
+            partition.commit.intervals.borrow_mut().retain(|&other| other != due);
             // If it fails, the partition is poisoned, and whoever writes next hears of it.
             drop(partition.barrier().await);
         }));

@@ -68,6 +68,11 @@ impl Partition {
         });
     }
 
+    /// Whether a segment is being merged.
+    pub(super) fn is_merging(&self) -> bool {
+        self.merging.busy.get()
+    }
+
     /// How urgent merging is.
     fn pressure(&self) -> Pressure {
         let (len, live) = self.ledger.borrow().space.totals();
@@ -152,6 +157,9 @@ impl Partition {
     pub(super) async fn merge(self: &Rc<Self>, slot: usize) -> Result<()> {
         while self.merging.busy.get() {
             drop(rt::timeout_ms(1).await);
+        }
+        if self.commit.is_sealed() {
+            return Err(Error::Closed);
         }
         self.merging.busy.set(true);
         let _busy = Running(&self.merging.busy);
@@ -242,11 +250,12 @@ impl Partition {
             if copied >= STEP {
                 // Not more than this at a time, so that other writes do not wait for long.
                 ticket.wait(self).await?;
+                self.rest(copied).await;
+                copied = 0;
+                // Cut short, it is harmless.
                 if self.commit.is_sealed() {
                     return Err(Error::Closed);
                 }
-                self.rest(copied).await;
-                copied = 0;
             } else {
                 last = Some(ticket);
             }
@@ -305,11 +314,16 @@ impl Partition {
         self.end_active().await?;
         loop {
             let victim = self.ledger.borrow().space.iter().find_map(|(slot, e)| {
-                let worth = e.can_merge() && e.segment.id < last && e.garbage() > overhead(e.len);
-                worth.then_some(slot)
+                let whole = e.seal.is_some() && !e.damaged && !e.dropped;
+                let worth = whole && e.segment.id < last && e.garbage() > overhead(e.len);
+                worth.then_some((slot, e.hinting))
             });
-            let Some(victim) = victim else { return Ok(()) };
-            self.merge(victim).await?;
+            match victim {
+                None => return Ok(()),
+                // Its hint is being written, after a rotation or an opening.
+                Some((_, true)) => drop(rt::timeout_ms(1).await),
+                Some((victim, false)) => self.merge(victim).await?,
+            }
         }
     }
 }

@@ -239,7 +239,7 @@ impl Partition {
     }
 
     async fn wait_for_chores(&self) {
-        while self.chores.get() > 0 {
+        while self.chores.get() > 0 || self.is_merging() {
             // They are few, and end soon once the partition is sealed.
             drop(rt::timeout_ms(1).await);
         }
