@@ -210,6 +210,14 @@ impl<'a> Scan<'a> {
             };
             let bytes = self.bytes(offset, header.total()).await?;
             if let Ok(record) = Record::decode(&bytes, self.segment.salt, offset) {
+                // An opening has cut a torn tail here, and sealed the segment in the next block.
+                if record.kind == Kind::Seal
+                    && Mark::of(&record).is_some_and(|mark| mark.durable <= at)
+                {
+                    (self.seen.torn_bytes, self.seen.torn_records) = (0, 0);
+                    self.offset = offset;
+                    return Ok(());
+                }
                 self.seen.torn_records += 1;
                 next.get_or_insert(offset);
                 if Mark::of(&record).is_some_and(|mark| mark.durable > at) {

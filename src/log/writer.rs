@@ -185,23 +185,28 @@ impl Writer {
     /// Ends the segment, durably. Tells the seal's offset.
     pub(crate) async fn seal(&mut self, sequence: u64, clock: u64) -> io::Result<u64> {
         self.sync().await?;
+        self.push_seal(self.tail, sequence, clock).await
+    }
+
+    async fn push_seal(&mut self, durable: u64, sequence: u64, clock: u64) -> io::Result<u64> {
         let seal = self.tail;
-        let mark = Mark { durable: seal, clock };
-        self.push_mark(Kind::Seal, mark, sequence);
+        self.push_mark(Kind::Seal, Mark { durable, clock }, sequence);
         self.finish(true).await?;
         self.sealed = true;
         Ok(seal)
     }
 
-    /// Seals a segment that was found without a seal, and ends at `tail`. The caller has synced it.
+    /// Seals a segment that was found without a seal, and ends at `end`. The caller has synced it.
+    /// What is torn between there and the seal stays, since it shares its block with what is not:
+    /// the seal says how far the segment goes.
     pub(crate) async fn seal_found(
         segment: Rc<Segment>,
-        tail: u64,
+        end: u64,
         sequence: u64,
         clock: u64,
     ) -> io::Result<u64> {
-        let tail = blocks(tail);
+        let tail = blocks(end);
         let mut writer = Self { tail, synced: tail, ..Self::new(segment, tail, tail) };
-        writer.seal(sequence, clock).await
+        writer.push_seal(end, sequence, clock).await
     }
 }
