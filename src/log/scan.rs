@@ -77,7 +77,7 @@ impl Shown {
 /// See the module.
 pub(crate) struct Scan<'a> {
     segment: &'a Segment,
-    /// Of the file.
+    /// Of the file, in whole blocks.
     len: u64,
     strictness: Strictness,
     /// Where the next record begins.
@@ -85,6 +85,8 @@ pub(crate) struct Scan<'a> {
     window: Bytes,
     /// Where the window begins.
     start: u64,
+    /// Where the padding began that was just skipped: a group begins after it, so a mark.
+    padding: Option<u64>,
     seen: Seen,
     ended: bool,
 }
@@ -92,7 +94,9 @@ pub(crate) struct Scan<'a> {
 impl<'a> Scan<'a> {
     pub(crate) fn new(segment: &'a Segment, len: u64, strictness: Strictness) -> Self {
         let (window, seen) = (Bytes::new(), Seen::default());
-        Self { segment, len, strictness, offset: BLOCK, window, start: BLOCK, seen, ended: false }
+        let (offset, start, padding, ended) = (BLOCK, BLOCK, None, false);
+        let len = len.next_multiple_of(BLOCK);
+        Self { segment, len, strictness, offset, window, start, padding, seen, ended }
     }
 
     /// One that goes on where another stood.
@@ -113,10 +117,18 @@ impl<'a> Scan<'a> {
     /// The next record that is neither mark nor seal; `None` at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Shown>> {
         while !self.ended {
+            let padding = self.padding.take();
             match self.decode_here().await? {
                 Ok(shown) => {
-                    self.offset += shown.len as u64;
                     let record = shown.record();
+                    let begins_group = matches!(record.kind, Kind::Mark | Kind::Seal);
+                    if let (Some(padding), false) = (padding, begins_group) {
+                        // These zeroes were records.
+                        self.offset = padding;
+                        self.judge(RecordError::Header).await?;
+                        continue;
+                    }
+                    self.offset += shown.len as u64;
                     self.seen.sequence = self.seen.sequence.max(record.sequence);
                     if let Some(mark) = Mark::of(&record) {
                         self.seen.clock = self.seen.clock.max(mark.clock);
@@ -151,6 +163,12 @@ impl<'a> Scan<'a> {
         if offset < self.start || held < want as u64 {
             let len = want.max(CHUNK).min(left);
             self.window = self.segment.read(offset, len).await?;
+            if self.window.len() < len {
+                // The file ends within its last block, which reads as zeroes once it is whole.
+                let mut whole = Vec::from(&self.window[..]);
+                whole.resize(len, 0);
+                self.window = whole.into();
+            }
             self.start = offset;
         }
         let from = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
@@ -182,6 +200,7 @@ impl<'a> Scan<'a> {
         let bytes = self.bytes(self.offset, padding).await?;
         let zeroes = bytes.len() >= padding && bytes[..padding].iter().all(|&byte| byte == 0);
         if zeroes {
+            self.padding = Some(self.offset);
             self.offset = end;
         }
         Ok(zeroes)
