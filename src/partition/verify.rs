@@ -78,7 +78,11 @@ impl Partition {
                 .push(segment.corrupt(end, "the index has records that are not there"));
         }
         if let Some(hint) = Hint::read(&self.identity, &segment).await {
-            let mut true_hint = self.read_hint(&segment, seal).await?;
+            let mut true_hint = match self.read_hint(&segment, seal).await {
+                // It has been found above.
+                Err(Error::Corrupt { .. }) => return Ok(()),
+                read => read?,
+            };
             // Which segments were there is not told by this segment alone, if its first was moved.
             true_hint.extant.clone_from(&hint.extant);
             if hint != true_hint {
