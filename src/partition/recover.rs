@@ -5,11 +5,12 @@
 //! recovery left, whole or half done, gives the same.
 
 use super::clock::Clock;
-use super::commit::{Commit, Spare};
+use super::commit::{Commit, Op, Spare};
 use super::digest::Digest;
 use super::ledger::Ledger;
 use super::rotate::note;
 use super::{Partition, Settings};
+use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::log::hint::{Hint, path_of};
 use crate::log::place::Place;
@@ -35,6 +36,8 @@ struct Loaded {
     hint: Hint,
     state: State,
     damaged: bool,
+    /// Whether it says which older segments there are.
+    lists: bool,
     file_len: u64,
 }
 
@@ -115,22 +118,32 @@ async fn load(
     file_len: u64,
     must_be_sealed: bool,
 ) -> Result<(Loaded, Seen)> {
-    let mut loaded =
-        Loaded { segment, hint: Hint::default(), state: State::Hinted, damaged: false, file_len };
+    let mut loaded = Loaded {
+        segment,
+        hint: Hint::default(),
+        state: State::Hinted,
+        damaged: false,
+        lists: true,
+        file_len,
+    };
     let segment = &loaded.segment;
-    if let Some(hint) = Hint::read(&settings.identity, segment).await
+    let salvage = settings.quarantine.is_some();
+    // A salvage looks for damage, which a hint does not show.
+    if !salvage
+        && let Some(hint) = Hint::read(&settings.identity, segment).await
         && is_sealed_at(segment, &hint, file_len).await?
     {
         loaded.hint = hint;
         return Ok((loaded, Seen::default()));
     }
-    let salvage = settings.quarantine.is_some();
     let strictness = Strictness { sealed: must_be_sealed, salvage };
     let mut scan = Scan::new(segment, file_len, strictness);
     let mut hint = Hint::default();
     let mut shown_any = false;
+    loaded.lists = false;
     while let Some(shown) = scan.next().await? {
         shown_any = true;
+        loaded.lists |= shown.record().kind == Kind::Live;
         note(&settings.secret, &shown.record(), shown.offset, shown.len, &mut hint);
     }
     let end = scan.offset();
@@ -180,7 +193,11 @@ impl Plan {
         };
         let mut ids = names.ids;
         let last = plan.find_last(&mut ids).await?;
-        if let Some(last) = last {
+        if let Some(mut last) = last {
+            if !last.lists && plan.settings.quarantine.is_some() {
+                // The list is damaged: better too much than too little.
+                last.hint.extant.clone_from(&ids);
+            }
             plan.load_older(ids, &last).await?;
             plan.take(last);
         } else {
@@ -218,6 +235,7 @@ impl Plan {
             let segment = loaded.segment;
             match loaded.state {
                 State::Clean => self.spares.push(Spare { segment, prepared: loaded.file_len }),
+                State::Torn if loaded.damaged => self.unreadable.push(segment.path().to_owned()),
                 State::Torn => self.leftovers.push(segment.path().to_owned()),
                 _ => return Ok(Some(Loaded { segment, ..loaded })),
             }
@@ -341,6 +359,13 @@ impl Plan {
                 (Writer::new(segment, prepared, segment_bytes), slot)
             }
         };
+        // What follows may start merges: they must not take these.
+        for &slot in &self.damaged {
+            self.ledger.space.set_damaged(slot);
+        }
+        for &slot in &self.unhinted {
+            self.ledger.space.get_mut(slot).hinting = true;
+        }
         let commit = Commit::new(writer, active, spare, self.sequence, self.clock);
         let partition = Rc::new(Partition {
             dir,
@@ -361,6 +386,11 @@ impl Plan {
         });
         for &slot in &self.damaged {
             partition.merge_damaged(slot).await?;
+        }
+        if !self.report.damage.is_empty() {
+            // A new segment lists what is left: the next opening must not miss what is gone.
+            let listed = partition.stage(Digest::default(), Op::Clock, Durability::Sync)?.0;
+            listed.wait(&partition).await?;
         }
         partition.start_making_spare();
         for slot in self.unhinted {
