@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 use store_common::{
     BLOCK, DROP, Entry, Files, Model, Rng, Watchdog, assert_holds, contents, crash_image, entries,
-    history, memory_dir, restore, run, segment_name, snapshot, trimmed,
+    history, is_a, memory_dir, restore, run, segment_name, snapshot, trimmed,
 };
 
 fn try_open(dir: &Path) -> Result<Store, Error> {
@@ -65,19 +65,19 @@ impl Sample {
             assert!(run(store.delete("new")).unwrap());
         }
     }
+}
 
-    /// The files are refused for this one, and nothing is changed.
-    #[track_caller]
-    fn assert_refused(&self, dir: &Path, name: &str, what: &str) {
-        let before = snapshot(dir);
-        match try_open(dir) {
-            Err(Error::Corrupt { path, offset: 0, .. }) => {
-                assert_eq!(path, dir.join(name), "{what}")
-            }
-            other => panic!("{what}: {other:?}"),
+/// The store is refused for this file, and nothing is changed.
+#[track_caller]
+fn assert_refused(dir: &Path, name: &str, what: &str) {
+    let before = snapshot(dir);
+    match try_open(dir) {
+        Err(Error::Corrupt { path, offset: 0, .. }) => {
+            assert_eq!(path, dir.join(name), "{what}");
         }
-        assert!(snapshot(dir) == before, "{what}: a failed opening changed a file");
+        other => panic!("{what}: {other:?}"),
     }
+    assert!(snapshot(dir) == before, "{what}: a failed opening changed a file");
 }
 
 /// Some segments full of records, with overwrites and deletes; closed, or as a kill would leave it.
@@ -126,8 +126,20 @@ fn a_missing_segment_is_named() {
         }
         restore(&sample.files, dir.path());
         fs::remove_file(dir.path().join(segment_name(0, id))).unwrap();
-        sample.assert_refused(dir.path(), &segment_name(0, id), "missing");
+        assert_refused(dir.path(), &segment_name(0, id), "missing");
     }
+}
+
+/// Only the hint that it left behind, and the spare after it, could tell.
+#[test]
+#[ignore = "not yet: nothing but itself says that the newest segment was there"]
+fn a_missing_newest_segment_is_named() {
+    let sample = sample(2, true);
+    let dir = memory_dir();
+    restore(&sample.files, dir.path());
+    let name = segment_name(0, sample.last());
+    fs::remove_file(dir.path().join(&name)).unwrap();
+    assert_refused(dir.path(), &name, "missing");
 }
 
 #[test]
@@ -141,7 +153,7 @@ fn a_segment_without_a_whole_header_is_refused() {
         for bytes in [Vec::new(), log[..52].to_vec(), log[..BLOCK - 1].to_vec(), headless] {
             restore(&sample.files, dir.path());
             fs::write(dir.path().join(&name), &bytes).unwrap();
-            sample.assert_refused(dir.path(), &name, &format!("{} bytes", bytes.len()));
+            assert_refused(dir.path(), &name, &format!("{} bytes", bytes.len()));
         }
     }
 }
@@ -164,13 +176,13 @@ fn a_segment_in_anothers_place_is_refused() {
         if let Some(foreign) = other.files.get(&a) {
             restore(&sample.files, dir.path());
             fs::write(dir.path().join(&a), foreign).unwrap();
-            sample.assert_refused(dir.path(), &a, "of another store");
+            assert_refused(dir.path(), &a, "of another store");
         }
         // A copy, as the newest.
         restore(&sample.files, dir.path());
         let copy = segment_name(0, 900);
         fs::copy(dir.path().join(&a), dir.path().join(&copy)).unwrap();
-        sample.assert_refused(dir.path(), &copy, "a copy");
+        assert_refused(dir.path(), &copy, "a copy");
     }
 }
 
@@ -245,7 +257,7 @@ fn a_dropped_segment_that_comes_back_means_nothing() {
     let after = crash_image(dir.path(), 1);
     drop(store);
     let dropped: Vec<&String> =
-        before.keys().filter(|name| name.ends_with(".log") && !after.contains_key(*name)).collect();
+        before.keys().filter(|name| is_a(name, "log") && !after.contains_key(*name)).collect();
     assert!(!dropped.is_empty());
     let drops = history(&after, 0).into_values().flatten().filter(|e| e.kind == DROP).count();
     assert!(drops > 0);
@@ -257,7 +269,7 @@ fn a_dropped_segment_that_comes_back_means_nothing() {
     );
     for hints in [true, false] {
         let mut files = files.clone();
-        files.retain(|name, _| hints || !name.ends_with(".hint"));
+        files.retain(|name, _| hints || !is_a(name, "hint"));
         restore(&files, dir.path());
         sample.assert_opens(dir.path(), "come back");
         for name in &dropped {
@@ -322,7 +334,7 @@ fn hints_that_are_missing_or_damaged_or_anothers_cost_a_scan_and_nothing_else() 
         }
     }
     let mut files = sample.files.clone();
-    files.retain(|name, _| !name.ends_with(".hint"));
+    files.retain(|name, _| !is_a(name, "hint"));
     hinted(&files, 0, "none");
 }
 
@@ -404,7 +416,7 @@ fn a_salvage_keeps_all_that_is_not_damaged() {
             let some = records.iter().enumerate().filter(|(n, _)| *n < 8 || n % 5 == 0);
             for (_, entry) in some {
                 let mut files = sample.files.clone();
-                files.retain(|name, _| hints || !name.ends_with(".hint"));
+                files.retain(|name, _| hints || !is_a(name, "hint"));
                 files.get_mut(&name).unwrap()[entry.start + 9] ^= 1;
                 restore(&files, dir.path());
                 let what = format!("{name}, {} of {}, hints {hints}", entry.start, seal.start);

@@ -11,7 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use store_common::{
-    Files, Model, Rng, contents, crash_image, disk_dir, history, restore, run, snapshot, trimmed,
+    Files, Model, Rng, contents, crash_image, disk_dir, history, is_a, restore, run, snapshot,
+    trimmed,
 };
 
 const PARTITIONS: usize = 1;
@@ -57,7 +58,9 @@ fn fill(dir: &Path) -> (Store, Model) {
     model.extend(group.map(|key| (key.as_bytes().to_vec(), key.as_bytes().to_vec())));
     let gone: Vec<String> = (0..9).step_by(4).map(|n| format!("key {n}")).collect();
     assert_eq!(run(try_join_all(gone.iter().map(|key| store.delete(key)))).unwrap(), [true; 3]);
-    gone.iter().for_each(|key| drop(model.remove(key.as_bytes())));
+    for key in &gone {
+        model.remove(key.as_bytes());
+    }
     run(store.close()).unwrap();
 
     let store = open(dir).unwrap();
@@ -124,7 +127,7 @@ fn the_fixtures_are_what_the_description_of_the_format_says() {
 fn a_store_of_a_later_version_is_refused_by_name_and_not_touched() {
     for name in NAMES {
         let own = snapshot(&folder(name));
-        let headed = own.keys().filter(|name| !name.ends_with(".hint"));
+        let headed = own.keys().filter(|name| !is_a(name, "hint"));
         for file in headed {
             let mut files = own.clone();
             let bytes = files.get_mut(file).unwrap();
@@ -146,7 +149,7 @@ fn a_store_of_a_later_version_is_refused_by_name_and_not_touched() {
         }
         // A hint of a later version is as good as none.
         let mut files = own.clone();
-        for (_, bytes) in files.iter_mut().filter(|(file, _)| file.ends_with(".hint")) {
+        for (_, bytes) in files.iter_mut().filter(|(file, _)| is_a(file, "hint")) {
             bytes[8] = 2;
         }
         let dir = disk_dir();

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 use store_common::{
     BLOCK, Entry, Files, LIVE, MARK, MARK_LEN, Model, PUT, RECORD_HEADER, Rng, SEAL, Watchdog,
-    assert_holds, contents, crash_image, disk_dir, entries, hint, history, mark, memory_dir,
+    assert_holds, contents, crash_image, disk_dir, entries, hint, history, is_a, mark, memory_dir,
     record, replay, restore, run, salt, segment_name, snapshot, trimmed, watermark,
 };
 
@@ -48,7 +48,7 @@ impl Sample {
     }
 
     fn without_hints(mut self) -> Self {
-        self.files.retain(|name, _| !name.ends_with(".hint"));
+        self.files.retain(|name, _| !is_a(name, "hint"));
         self
     }
 
@@ -292,7 +292,7 @@ fn after_a_close_damage_to_any_record_is_reported() {
 fn damage_to_a_spare_is_reported_in_its_header_and_of_no_matter_after_it() {
     let _dog = Watchdog::new();
     let sample = sample().without_hints();
-    let spare = sample.files.keys().rfind(|name| name.ends_with(".log")).unwrap().clone();
+    let spare = sample.files.keys().rfind(|name| is_a(name, "log")).unwrap().clone();
     assert!(spare > sample.last());
     let mut bytes = sample.files[&spare].clone();
     bytes.resize(3 * BLOCK, 0);
@@ -348,7 +348,7 @@ fn with_hints_damage_is_reported_at_opening_or_by_the_reader() {
             for key in &sample.keys {
                 match run(store.get(key)) {
                     Ok(found) => {
-                        assert_eq!(found.as_deref(), sample.model.get(key).map(|v| &v[..]))
+                        assert_eq!(found.as_deref(), sample.model.get(key).map(|v| &v[..]));
                     }
                     Err(Error::Corrupt { path, offset, .. }) => {
                         let hit = hit.as_ref().unwrap();
@@ -763,8 +763,8 @@ fn recovery_that_is_interrupted_or_repeated_ends_the_same() {
     let cases: Vec<usize> = (0..1 << names.len()).collect();
     for_each(&cases, |dir, &done| {
         let mut files = torn.files.clone();
-        for (n, name) in names.iter().enumerate().filter(|(n, _)| done >> n & 1 == 1) {
-            let _ = n;
+        let written = names.iter().enumerate().filter(|(n, _)| done >> n & 1 == 1);
+        for (_, name) in written {
             match after.get(*name) {
                 Some(bytes) => drop(files.insert((*name).clone(), bytes.clone())),
                 None => drop(files.remove(*name)),

@@ -59,6 +59,11 @@ pub fn memory_dir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| disk_dir())
 }
 
+/// Whether a file's name ends so.
+pub fn is_a(name: &str, extension: &str) -> bool {
+    Path::new(name).extension().is_some_and(|own| own == extension)
+}
+
 /// The name of a segment's file within its store.
 pub fn segment_name(partition: usize, id: u64) -> String {
     format!("p{partition:04}/{id:010}.log")
@@ -126,7 +131,7 @@ pub fn restore(files: &Files, dir: &Path) {
 /// The same files without the blocks of zeroes that were prepared for what has not come.
 pub fn trimmed(mut files: Files) -> Files {
     for (name, bytes) in &mut files {
-        if name.ends_with(".log") {
+        if is_a(name, "log") {
             let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
             bytes.truncate(used.next_multiple_of(BLOCK).max(BLOCK));
         }
@@ -382,11 +387,11 @@ fn is_at_rest(files: &Files, partition: usize) -> bool {
         records.last().is_none_or(|entry| entry.kind != SEAL)
             || bytes.is_some_and(|bytes| hint(bytes, &files[&name]).is_some())
     };
-    let newest = own().filter(|name| name.ends_with(".log")).next_back();
+    let newest = own().rfind(|name| is_a(name, "log"));
     let marked = records.last().is_some_and(|entry| entry.kind == MARK || entry.kind == SEAL);
     marked
         && history.iter().all(hinted)
-        && !own().any(|name| name.ends_with(".new"))
+        && !own().any(|name| is_a(name, "new"))
         && newest.is_some_and(|name| *name > segment_name(partition, last))
 }
 
