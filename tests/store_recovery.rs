@@ -449,7 +449,7 @@ fn an_older_segment_cut_before_the_end_of_its_seal_is_reported() {
         let files = sample.with(&name, log[..len].to_vec());
         restore(&files, dir);
         let what = format!("cut at {len} of {}", log.len());
-        if len < end {
+        if len < end && log[len..end].iter().any(|&byte| byte != 0) {
             // A block that is cut reads as zeroes from there on.
             assert_corrupt(dir, &files, &name, 0..len.next_multiple_of(BLOCK) + 1, &what);
         } else {
