@@ -77,7 +77,7 @@ impl Shown {
 /// See the module.
 pub(crate) struct Scan<'a> {
     segment: &'a Segment,
-    /// Of the file.
+    /// Of the segment, or of what is to be read of it.
     len: u64,
     strictness: Strictness,
     /// Where the next record begins.
@@ -176,6 +176,12 @@ impl<'a> Scan<'a> {
         if offset < self.start || held < want as u64 {
             let len = want.max(CHUNK).min(left);
             self.window = self.segment.read(offset, len).await?;
+            if self.window.len() < len {
+                // The file ends within its last block, which reads as zeroes once it is whole.
+                let mut whole = Vec::from(&self.window[..]);
+                whole.resize(len, 0);
+                self.window = whole.into();
+            }
             self.start = offset;
         }
         let from = usize::try_from(offset - self.start).unwrap_or(usize::MAX);

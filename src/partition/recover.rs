@@ -127,7 +127,10 @@ async fn load(
     file_len: u64,
     must_be_sealed: bool,
 ) -> Result<(Loaded, Seen)> {
-    if let Some(hint) = HintReader::open(&settings.identity, &segment).await
+    let salvage = settings.quarantine.is_some();
+    // A salvage looks for damage, which a hint does not show.
+    if !salvage
+        && let Some(hint) = HintReader::open(&settings.identity, &segment).await
         && is_sealed_at(&segment, hint.head.seal, file_len).await?
     {
         let loaded = Loaded {
@@ -142,9 +145,8 @@ async fn load(
         };
         return Ok((loaded, Seen::default()));
     }
-    let salvage = settings.quarantine.is_some();
     let strictness = Strictness { sealed: must_be_sealed, salvage };
-    let mut scan = Scan::new(&segment, file_len, strictness);
+    let mut scan = Scan::new(&segment, file_len.next_multiple_of(BLOCK), strictness);
     let mut head = Head::default();
     let mut entries = Vec::new();
     let (mut shown_any, mut lists) = (false, false);
