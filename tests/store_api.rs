@@ -276,6 +276,7 @@ fn nothing_happens_before_the_first_poll() {
     let dir = disk_dir();
     let store = open(dir.path(), 2);
     run(store.put("kept", "value")).unwrap();
+    run(store.sync()).unwrap();
     let before = crash_image(dir.path(), 2);
     let replies = (store.put("key", "value"), store.delete("kept"), store.clone().close());
     run(store.sync()).unwrap();

@@ -637,7 +637,7 @@ fn a_mark_behind_a_gap_makes_the_gap_damage() {
     for gap in [BLOCK, 2 * BLOCK, 3 << 20] {
         let mut log = sample.files[&last][..tail].to_vec();
         log.resize(tail + gap, 0);
-        log.extend(mark(salt(&log), tail + gap, tail + gap));
+        log.extend(mark(salt(&log), tail + gap, tail + gap, tail + gap));
         let files = sample.with(&last, log);
         restore(&files, dir.path());
         let what = format!("a gap of {gap}");
@@ -646,7 +646,7 @@ fn a_mark_behind_a_gap_makes_the_gap_damage() {
     // One that says no more than what is there makes it a torn tail.
     let mut log = sample.files[&last][..tail].to_vec();
     log.resize(tail + BLOCK, 0);
-    log.extend(mark(salt(&log), tail + BLOCK, tail));
+    log.extend(mark(salt(&log), tail + BLOCK, tail, tail + BLOCK));
     restore(&sample.with(&last, log), dir.path());
     sample.assert_recovers(dir.path(), &sample.model, "a mark that covers nothing more");
 }
@@ -659,9 +659,10 @@ fn a_record_that_became_zeroes_to_the_end_of_its_block_is_noticed() {
     let log = &sample.files[&last];
     let salt = salt(log).to_vec();
     // A group whose second block begins with a record of its own, and a mark that covers it.
-    let at = sample.entries(&last).last().unwrap().end.next_multiple_of(BLOCK);
+    let before = sample.entries(&last).last().unwrap().end;
+    let at = before.next_multiple_of(BLOCK);
     let mut group = log[..at].to_vec();
-    group.extend(mark(&salt, at, at));
+    group.extend(mark(&salt, at, at, before));
     let mut starts = Vec::new();
     for n in 0u64..12 {
         let start = group.len();
@@ -671,9 +672,10 @@ fn a_record_that_became_zeroes_to_the_end_of_its_block_is_noticed() {
         let value = vec![7; len - RECORD_HEADER - key.len()];
         group.extend(record(&salt, start, PUT, 1000 + n, key.as_bytes(), &value));
     }
-    group.resize(group.len().next_multiple_of(BLOCK), 0);
+    let after = group.len();
+    group.resize(after.next_multiple_of(BLOCK), 0);
     let end = group.len();
-    group.extend(mark(&salt, end, end));
+    group.extend(mark(&salt, end, end, after));
     group.resize(group.len().next_multiple_of(BLOCK), 0);
     let whole = Sample::of(sample.with(&last, group.clone()));
     let dir = memory_dir();

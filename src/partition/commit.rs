@@ -494,7 +494,7 @@ impl Partition {
             if sync {
                 commit.clock.set(clock);
             }
-        } else if sync {
+        } else if sync && writer.is_dirty() {
             writer.sync().await?;
             // The tail can be marked now.
             commit.groups.set(commit.groups.get() + 1);

@@ -140,6 +140,7 @@ impl Partition {
 
     /// Merges a segment away of which a salvage could not read all.
     pub(super) async fn merge_damaged(self: &Rc<Self>, slot: usize) -> Result<()> {
+        let _busy = self.merge_turn().await;
         self.merge_alone(slot, true).await
     }
 
@@ -153,16 +154,21 @@ impl Partition {
         Ok(())
     }
 
-    /// Merges one sealed segment away.
-    pub(super) async fn merge(self: &Rc<Self>, slot: usize) -> Result<()> {
+    /// One merge at a time.
+    async fn merge_turn(&self) -> Running<'_> {
         while self.merging.busy.get() {
             drop(rt::timeout_ms(1).await);
         }
+        self.merging.busy.set(true);
+        Running(&self.merging.busy)
+    }
+
+    /// Merges one sealed segment away.
+    pub(super) async fn merge(self: &Rc<Self>, slot: usize) -> Result<()> {
+        let _busy = self.merge_turn().await;
         if self.commit.is_sealed() {
             return Err(Error::Closed);
         }
-        self.merging.busy.set(true);
-        let _busy = Running(&self.merging.busy);
         // Meanwhile another merge may have taken it.
         if self.ledger.borrow().space.try_get(slot).is_none_or(|extant| !extant.can_merge()) {
             return Ok(());

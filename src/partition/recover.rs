@@ -411,6 +411,10 @@ impl Plan {
             _lock: lock,
         });
         for &slot in &self.damaged {
+            // Not for merges that do not know of the damage.
+            partition.ledger.borrow_mut().space.set_damaged(slot);
+        }
+        for &slot in &self.damaged {
             partition.merge_damaged(slot).await?;
         }
         if !self.report.damage.is_empty() {

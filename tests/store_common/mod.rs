@@ -22,7 +22,7 @@ pub const BLOCK: usize = 4096;
 /// The bytes of a record before its key, if it has no expiry.
 pub const RECORD_HEADER: usize = 24;
 /// The bytes of a mark or a seal.
-pub const MARK_LEN: usize = RECORD_HEADER + 16;
+pub const MARK_LEN: usize = RECORD_HEADER + 24;
 
 pub const PUT: u8 = 1;
 pub const DELETE: u8 = 2;
@@ -324,8 +324,8 @@ pub fn record(
 }
 
 /// A valid mark for the place `at` in a segment.
-pub fn mark(salt: &[u8], at: usize, durable: usize) -> Vec<u8> {
-    let value = [(durable as u64).to_le_bytes(), [0; 8]].concat();
+pub fn mark(salt: &[u8], at: usize, durable: usize, after: usize) -> Vec<u8> {
+    let value = [(durable as u64).to_le_bytes(), [0; 8], (after as u64).to_le_bytes()].concat();
     record(salt, at, MARK, 0, &[], &value)
 }
 
