@@ -4,6 +4,7 @@
 //! superblock comes last; what is found is refused or kept, never written over.
 
 use crate::error::{Error, Result};
+use crate::limits::MAX_OPEN_SEGMENTS;
 use crate::log::superblock::{Superblock, random, sync_dir};
 use crate::log::{BLOCK_LEN, Identity};
 use crate::options::Builder;
@@ -188,6 +189,7 @@ pub(crate) fn open_partitions(
             secret,
             seed: random()?,
             segment_bytes: options.segment_bytes,
+            open_files: open_files(partitions as usize),
             home: home.clone(),
         };
         plans.push(home.schedule_local(move || async move {
@@ -208,6 +210,11 @@ pub(crate) fn open_partitions(
     let opened = all(opening.collect())?;
     let (partitions, reports) = opened.into_iter().unzip();
     Ok((partitions, OpenReport { partitions: reports }))
+}
+
+/// How many files each partition may keep open: half of what the process may, among them.
+fn open_files(partitions: usize) -> usize {
+    (rt::max_open_files() / 2 / partitions).clamp(2, MAX_OPEN_SEGMENTS)
 }
 
 /// Waits for all of them, also after an error.

@@ -76,6 +76,11 @@ impl Writer {
         self.end
     }
 
+    /// What is prepared and not used, but for a seal.
+    pub(crate) fn left(&self) -> u64 {
+        self.prepared.saturating_sub(self.tail + 2 * BLOCK)
+    }
+
     /// Whether it has no groups.
     pub(crate) fn is_empty(&self) -> bool {
         self.tail == BLOCK
@@ -97,7 +102,7 @@ impl Writer {
     }
 
     /// Where a group of so many bytes of records would end, with room for an idle mark and a seal.
-    fn end_of(&self, records: usize) -> u64 {
+    pub(crate) fn end_of(&self, records: usize) -> u64 {
         blocks(self.tail + (MARK_LEN + records) as u64) + 2 * BLOCK
     }
 

@@ -109,6 +109,17 @@ pub(super) enum Op {
     Seal,
 }
 
+/// Which room a write may have on a full disk: the later ones more than those before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Need {
+    /// None that is held for the others.
+    Put,
+    /// Half of the last spare.
+    Delete,
+    /// All that there is: merges give it back.
+    Own,
+}
+
 #[derive(Debug)]
 struct Staged {
     digest: Digest,
@@ -146,9 +157,17 @@ impl Staged {
         self.len() > 0 || matches!(self.op, Op::Clock)
     }
 
-    /// Whether it takes room that is not for deletes and merges.
     fn is_put(&self) -> bool {
         matches!(self.op, Op::Put { .. })
+    }
+
+    /// Which room is for it.
+    fn need(&self) -> Need {
+        match self.op {
+            Op::Put { .. } => Need::Put,
+            Op::Delete { .. } => Need::Delete,
+            _ => Need::Own,
+        }
     }
 }
 
@@ -172,7 +191,7 @@ pub(super) struct Pending {
     pub(super) ticket: Rc<Ticket>,
 }
 
-/// The next segment, made before it is needed.
+/// A segment that is made before it is needed.
 #[derive(Debug)]
 pub(super) struct Spare {
     pub(super) segment: Rc<Segment>,
@@ -187,7 +206,10 @@ pub(super) struct Commit {
     /// Away while a group is written.
     writer: RefCell<Option<Writer>>,
     active: Cell<usize>,
-    pub(super) spare: RefCell<Option<Spare>>,
+    /// The segments to come, in the order of their ids. The last one is for deletes and merges.
+    pub(super) spares: RefCell<VecDeque<Spare>>,
+    /// What the active segment has prepared and not used.
+    pub(super) left: Cell<u64>,
     sequence: Cell<u64>,
     /// The clock of the last durable mark.
     clock: Cell<u64>,
@@ -210,7 +232,7 @@ impl Commit {
     pub(super) fn new(
         writer: Writer,
         active: usize,
-        spare: Option<Spare>,
+        spares: Vec<Spare>,
         sequence: u64,
         clock: u64,
     ) -> Self {
@@ -219,7 +241,8 @@ impl Commit {
             overlay: RefCell::default(),
             writer: RefCell::new(Some(writer)),
             active: Cell::new(active),
-            spare: RefCell::new(spare),
+            spares: RefCell::new(spares.into()),
+            left: Cell::new(0),
             sequence: Cell::new(sequence),
             clock: Cell::new(clock),
             running: Cell::new(false),
@@ -459,16 +482,23 @@ impl Partition {
         let commit = &self.commit;
         let mut bytes: usize = group.iter().map(Staged::len).sum();
         if group.iter().any(Staged::takes_room) {
-            let puts = group.iter().any(Staged::is_put);
-            if let Err(NoRoom(error)) = self.make_room(writer, bytes, puts).await? {
+            let need = group.iter().map(Staged::need).min().unwrap_or(Need::Own);
+            if let Err(NoRoom(error)) = self.make_room(writer, bytes, need).await? {
                 let error = Arc::new(error);
                 self.refuse(group, Staged::is_put, &error);
                 commit.full.replace(Some(Arc::clone(&error)));
                 bytes = group.iter().map(Staged::len).sum();
                 if group.iter().any(Staged::takes_room)
-                    && let Err(NoRoom(error)) = self.make_room(writer, bytes, false).await?
+                    && let Err(NoRoom(error)) = self.make_room(writer, bytes, Need::Delete).await?
                 {
-                    self.refuse(group, Staged::takes_room, &Arc::new(error));
+                    let error = Arc::new(error);
+                    self.refuse(group, |staged| staged.need() == Need::Delete, &error);
+                    bytes = group.iter().map(Staged::len).sum();
+                    if group.iter().any(Staged::takes_room)
+                        && let Err(NoRoom(_)) = self.make_room(writer, bytes, Need::Own).await?
+                    {
+                        self.refuse(group, Staged::takes_room, &error);
+                    }
                 }
             }
         }
@@ -506,6 +536,7 @@ impl Partition {
         if group.iter().any(|staged| matches!(staged.op, Op::Seal)) {
             self.end_segment(writer).await?;
         }
+        commit.left.set(writer.left());
         for staged in group.drain(..) {
             staged.ticket.finish(Ok(()));
         }
@@ -554,7 +585,7 @@ impl Partition {
         self: &Rc<Self>,
         writer: &mut Writer,
         bytes: usize,
-        puts: bool,
+        need: Need,
     ) -> io::Result<Result<(), NoRoom>> {
         loop {
             // The first group lists the segments that there are.
@@ -562,6 +593,9 @@ impl Partition {
             let bytes = if writer.is_empty() { bytes + listed } else { bytes };
             let full = if writer.fits(bytes) {
                 match writer.prepare(bytes).await {
+                    Ok(()) if need == Need::Delete && self.must_be_left(writer, bytes) => {
+                        io::ErrorKind::StorageFull.into()
+                    }
                     Ok(()) => return Ok(Ok(())),
                     Err(error) if is_full(&error) => error,
                     Err(error) => return Err(error),
@@ -569,11 +603,13 @@ impl Partition {
             } else {
                 io::ErrorKind::StorageFull.into()
             };
-            // A put must not use up the last spare while this segment cannot grow.
-            if writer.fits(bytes) && (puts || writer.is_empty()) {
+            // A put must not use up the spares while this segment cannot grow.
+            if writer.fits(bytes) && (need == Need::Put || writer.is_empty()) {
                 return Ok(Err(NoRoom(full)));
             }
-            if let Err(NoRoom(full)) = self.ready_spare().await? {
+            // Nor may it have the last one.
+            let keep = usize::from(need == Need::Put);
+            if let Err(NoRoom(full)) = self.ready_spare(keep).await? {
                 return Ok(Err(NoRoom(full)));
             }
             self.seal_active(writer).await?;
@@ -589,11 +625,17 @@ impl Partition {
         if self.commit.is_sealed() {
             return self.seal_active(writer).await;
         }
-        if let Ok(()) = self.ready_spare().await? {
+        if let Ok(()) = self.ready_spare(1).await? {
             self.seal_active(writer).await?;
             self.use_spare(writer);
         }
         Ok(())
+    }
+
+    /// Whether a delete has to leave to merges what is left of the last spare on a full disk.
+    fn must_be_left(&self, writer: &Writer, bytes: usize) -> bool {
+        let last = self.commit.full.borrow().is_some() && self.commit.spares.borrow().is_empty();
+        last && writer.end_of(bytes) > self.reserve() / 2
     }
 
     /// Seals the active segment, if it is not. Its hint is written beside the traffic.
@@ -617,12 +659,13 @@ impl Partition {
     }
 
     fn use_spare(self: &Rc<Self>, writer: &mut Writer) {
-        let Some(spare) = self.commit.spare.take() else { unreachable!("it was made ready") };
+        let spare = self.commit.spares.borrow_mut().pop_front();
+        let Some(spare) = spare else { unreachable!("it was made ready") };
         let slot =
             self.ledger.borrow_mut().space.add(Rc::clone(&spare.segment), crate::log::BLOCK, None);
         self.commit.active.set(slot);
         *writer = Writer::new(spare.segment, spare.prepared, self.segment_bytes);
-        self.start_making_spare();
+        self.start_making_spares();
     }
 
     /// Takes operations back that there is no room for, from the group and from what gathers: what

@@ -97,7 +97,9 @@ impl Partition {
     fn choose(&self) -> Option<usize> {
         let full = self.commit.full.borrow().is_some();
         // On a full disk only what fits the reserve can be copied.
-        let most_live = if full { self.reserve() / 2 } else { u64::MAX };
+        let spares = self.commit.spares.borrow().len() as u64 * self.reserve();
+        let room = (spares + self.commit.left.get()) / 8 * 7;
+        let most_live = if full { room } else { u64::MAX };
         self.ledger.borrow().space.victim(most_live)
     }
 

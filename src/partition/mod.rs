@@ -59,6 +59,8 @@ pub(crate) struct Settings {
     /// Random, of this opening.
     pub(crate) seed: [u8; 16],
     pub(crate) segment_bytes: u64,
+    /// How many files of segments may be open at a time.
+    pub(crate) open_files: usize,
     /// The thread that it lives on.
     pub(crate) home: Handle,
 }

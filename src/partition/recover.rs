@@ -8,7 +8,8 @@ use super::clock::Clock;
 use super::commit::{Commit, Op, Spare};
 use super::digest::Digest;
 use super::ledger::Ledger;
-use super::rotate::entry_of;
+use super::rotate::{SPARES, entry_of};
+use super::space::Space;
 use super::{Partition, Settings};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
@@ -195,9 +196,10 @@ impl Plan {
     pub(crate) async fn read(settings: Settings) -> Result<Self> {
         let started = rt::now();
         let names = list(&settings.dir).await?;
+        let open_files = settings.open_files;
         let mut plan = Self {
             settings,
-            ledger: Ledger::default(),
+            ledger: Ledger { space: Space::new(open_files), ..Ledger::default() },
             last: None,
             spares: Vec::new(),
             leftovers: names.leftovers,
@@ -294,7 +296,7 @@ impl Plan {
             let (loaded, seen) = load(&self.settings, segment, len, true).await?;
             self.note_seen(&loaded, seen);
             self.take(loaded).await?;
-            self.ledger.space.bound_open(64);
+            self.ledger.space.bound_open(8);
         }
         // Their removal was not durable, and means nothing.
         for id in there {
@@ -355,7 +357,7 @@ impl Plan {
             segment.trim(seal + BLOCK).await?;
         }
         self.report.leftovers = self.leftovers.len() as u64;
-        while self.spares.len() > 1
+        while self.spares.len() > SPARES
             && let Some(spare) = self.spares.pop()
         {
             self.leftovers.push(spare.segment.path().to_owned());
@@ -375,23 +377,25 @@ impl Plan {
         lock: Arc<dyn Any + Send + Sync>,
     ) -> Result<(Rc<Partition>, PartitionReport)> {
         let Settings { dir, identity, secret, seed, segment_bytes, home, .. } = self.settings;
-        let mut spare = self.spares.pop();
+        let mut spares = self.spares;
         let (writer, active) = match self.last {
             Some((slot, _)) => {
                 let extant = self.ledger.space.get(slot);
                 (Writer::sealed(Rc::clone(&extant.segment), extant.scan_len() - BLOCK), slot)
             }
             None => {
-                let Spare { segment, prepared } = match spare.take() {
-                    Some(spare) => spare,
-                    None => make_first(&dir, &identity, self.next_id).await?,
+                let first = if spares.is_empty() {
+                    make_first(&dir, &identity, self.next_id).await?
+                } else {
+                    spares.remove(0)
                 };
+                let Spare { segment, prepared } = first;
                 self.next_id = self.next_id.max(segment.id + 1);
                 let slot = self.ledger.space.add(Rc::clone(&segment), BLOCK, None);
                 (Writer::new(segment, prepared, segment_bytes), slot)
             }
         };
-        let commit = Commit::new(writer, active, spare, self.sequence, self.clock);
+        let commit = Commit::new(writer, active, spares, self.sequence, self.clock);
         let partition = Rc::new(Partition {
             dir,
             identity,
@@ -422,7 +426,7 @@ impl Plan {
             let listed = partition.stage(Digest::default(), Op::Clock, Durability::Sync)?.0;
             listed.wait(&partition).await?;
         }
-        partition.start_making_spare();
+        partition.start_making_spares();
         for (slot, head) in self.unhinted {
             partition.finish_segment(slot, head);
         }

@@ -3,9 +3,9 @@
 //! Invariants: the spare is whole and durable, name and all, before it is used; an id is never used
 //! twice; a put is refused rather than let it use up what deletes and merges need on a full disk.
 
-use super::Partition;
 use super::commit::{Failure, NoRoom, Spare, Ticket, is_full};
 use super::digest::Digest;
+use super::{Partition, is_out_of_files};
 use crate::error::{Error, Result};
 use crate::log::BLOCK;
 use crate::log::hint::{self, Head, HintEntry, HintWriter};
@@ -20,8 +20,11 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
+/// Segments that are made ahead: one to go on with, and one in reserve.
+pub(super) const SPARES: usize = 2;
+
 impl Partition {
-    /// What the spare has prepared: what is left for deletes and merges on a full disk.
+    /// What a spare has prepared: the last one is for deletes and merges on a full disk.
     pub(super) fn reserve(&self) -> u64 {
         (self.segment_bytes / 8).clamp(FIRST_ROOM / 16, FIRST_ROOM * 4).next_multiple_of(BLOCK)
     }
@@ -41,16 +44,19 @@ impl Partition {
         Segment::create(&self.dir, &self.identity, id, salt, room).await
     }
 
-    /// Begins to make the spare, if there is none.
-    pub(super) fn start_making_spare(self: &Rc<Self>) {
-        if self.commit.spare.borrow().is_some() || self.making.borrow().is_some() {
+    /// Begins to make spares, if there are not enough.
+    pub(super) fn start_making_spares(self: &Rc<Self>) {
+        if self.commit.spares.borrow().len() >= SPARES || self.making.borrow().is_some() {
             return;
         }
         let ticket = Rc::<Ticket>::default();
         self.making.replace(Some(Rc::clone(&ticket)));
         let partition = Rc::clone(self);
         self.chore(async move {
-            let made = partition.make_spare().await;
+            let mut made = Ok(());
+            while made.is_ok() && partition.commit.spares.borrow().len() < SPARES {
+                made = partition.make_spare().await;
+            }
             partition.making.take();
             if let Err(Failure::Full(cause)) = &made {
                 partition.commit.full.replace(Some(Arc::clone(cause)));
@@ -65,10 +71,17 @@ impl Partition {
             return Err(Failure::Full(Arc::new(error)));
         }
         let prepared = self.reserve();
-        match self.make_segment(prepared).await {
+        let mut made = self.make_segment(prepared).await;
+        if let Err(Error::Io { source, .. }) = &made
+            && is_out_of_files(source)
+        {
+            self.ledger.borrow_mut().space.bound_open(0);
+            made = self.make_segment(prepared).await;
+        }
+        match made {
             Ok(segment) => {
                 let segment = Rc::new(segment);
-                self.commit.spare.replace(Some(Spare { segment, prepared }));
+                self.commit.spares.borrow_mut().push_back(Spare { segment, prepared });
                 Ok(())
             }
             Err(Error::Io { source, .. }) if is_full(&source) => Err(Failure::Full(source)),
@@ -77,10 +90,13 @@ impl Partition {
         }
     }
 
-    /// Waits until there is a spare, or there is no room for one.
-    pub(super) async fn ready_spare(self: &Rc<Self>) -> io::Result<Result<(), NoRoom>> {
-        while self.commit.spare.borrow().is_none() {
-            self.start_making_spare();
+    /// Waits until there is a spare besides so many, or there is no room for one.
+    pub(super) async fn ready_spare(
+        self: &Rc<Self>,
+        keep: usize,
+    ) -> io::Result<Result<(), NoRoom>> {
+        while self.commit.spares.borrow().len() <= keep {
+            self.start_making_spares();
             let making = self.making.borrow().clone();
             let Some(making) = making else { continue };
             match making.outcome().await {
@@ -92,12 +108,12 @@ impl Partition {
         Ok(Ok(()))
     }
 
-    /// Puts go on after the disk was full, once there is a spare again.
+    /// Puts go on after the disk was full, once there are spares again.
     pub(super) async fn make_sure_there_is_room(self: &Rc<Self>) -> Result<()> {
         if self.commit.full.borrow().is_none() {
             return Ok(());
         }
-        let refused = match self.ready_spare().await {
+        let refused = match self.ready_spare(1).await {
             Ok(Ok(())) => {
                 self.commit.full.take();
                 return Ok(());

@@ -10,9 +10,6 @@ use crate::log::segment::Segment;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// Open files of a partition's segments.
-const MAX_OPEN: usize = 128;
-
 /// A segment that is there.
 #[derive(Clone, Debug)]
 pub(crate) struct Extant {
@@ -53,6 +50,8 @@ impl Extant {
 pub(crate) struct Space {
     slots: Vec<Option<Extant>>,
     by_id: BTreeMap<u64, usize>,
+    /// How many files may be open, and are.
+    max_open: usize,
     open: usize,
     uses: u64,
     len: u64,
@@ -60,6 +59,11 @@ pub(crate) struct Space {
 }
 
 impl Space {
+    /// For segments of which so many files may be open at a time, about.
+    pub(crate) fn new(max_open: usize) -> Self {
+        Self { max_open, ..Self::default() }
+    }
+
     /// Takes in a segment; gives it a slot.
     pub(crate) fn add(&mut self, segment: Rc<Segment>, len: u64, seal: Option<u64>) -> usize {
         let free = self.slots.iter().position(Option::is_none);
@@ -81,7 +85,7 @@ impl Space {
             damaged: false,
             dropped: false,
         });
-        self.bound_open(MAX_OPEN);
+        self.bound_open(self.max_open);
         slot
     }
 
@@ -189,8 +193,8 @@ impl Space {
         segment.used.set(uses);
         if !segment.is_open() {
             self.open += 1;
-            if self.open > MAX_OPEN {
-                self.bound_open(MAX_OPEN - MAX_OPEN / 4);
+            if self.open > self.max_open {
+                self.bound_open(self.max_open / 4 * 3);
             }
         }
         segment
