@@ -17,7 +17,7 @@ use crate::log::record::Kind;
 use crate::log::scan::{Scan, Shown, Strictness};
 use crate::log::segment::{Segment, sync_dir};
 use crate::rt;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -28,6 +28,8 @@ const STEP: u64 = 256 << 10;
 const PACE: u64 = 32 << 20;
 /// Garbage that is never worth while.
 const SLACK: u64 = 4 << 20;
+/// How many merges a put waits for at most, when there is too much garbage.
+const PATIENCE: usize = 16;
 /// Puts that are counted down between two yields.
 const COUNTS: usize = 1024;
 
@@ -37,6 +39,8 @@ pub(super) struct Merging {
     running: Cell<bool>,
     /// One at a time, whoever asks.
     busy: Cell<bool>,
+    /// Finished with each segment that is merged.
+    step: RefCell<Rc<Ticket>>,
 }
 
 /// How far garbage has come.
@@ -65,7 +69,26 @@ impl Partition {
             // Dropped at any await when the store stops: a merge that was cut short is harmless.
             partition.home.until_stopping(partition.merge_all()).await;
             drop(merging);
+            partition.tell_merged();
         });
+    }
+
+    fn tell_merged(&self) {
+        self.merging.step.take().finish(Ok(()));
+    }
+
+    /// Before a put is answered: if merges do not keep pace with what is overwritten, whoever
+    /// overwrites waits for them. The put has its place by then, so no order changes.
+    pub(super) async fn keep_pace(&self) {
+        for _ in 0..PATIENCE {
+            let (len, live) = self.ledger.borrow().space.totals();
+            let bound = live + 2 * SLACK.min(self.segment_bytes);
+            if !self.merging.running.get() || len.saturating_sub(live) <= bound {
+                break;
+            }
+            let step = Rc::clone(&self.merging.step.borrow());
+            drop(step.outcome().await);
+        }
     }
 
     /// Whether a segment is being merged.
@@ -128,6 +151,7 @@ impl Partition {
             if merged.is_err() {
                 return;
             }
+            self.tell_merged();
         }
     }
 
