@@ -80,9 +80,10 @@ impl Writer {
         self.synced < self.tail
     }
 
-    /// Where a group of so many bytes of records would end, with room for a seal after it.
+    /// Where a group of so many bytes of records would end, with room for what may come after it
+    /// on a full disk: a mark of an idle log, and the seal that recovery sets behind that.
     fn end_of(&self, records: usize) -> u64 {
-        blocks(self.tail + (MARK_LEN + records) as u64) + BLOCK
+        blocks(self.tail + (MARK_LEN + records) as u64) + 2 * BLOCK
     }
 
     /// Whether the segment has room for such a group.
