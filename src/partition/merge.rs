@@ -7,7 +7,7 @@
 //! so a tombstone goes when, and only when, no older put of its key is left anywhere.
 
 use super::Partition;
-use super::commit::{Op, Ticket};
+use super::commit::{Failure, Op, Ticket};
 use super::digest::Digest;
 use crate::durability::Durability;
 use crate::error::{Error, Result};
@@ -18,8 +18,9 @@ use crate::log::scan::{Scan, Shown, Strictness};
 use crate::log::segment::{Segment, sync_dir};
 use crate::rt;
 use std::cell::{Cell, RefCell};
-use std::io;
+use std::io::ErrorKind;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How many bytes are copied between two looks at the budget.
@@ -118,10 +119,12 @@ impl Partition {
 
     /// Which segment to merge next.
     fn choose(&self) -> Option<usize> {
-        let full = self.commit.full.borrow().is_some();
-        // On a full disk only what fits the reserve can be copied.
-        let most_live = if full { self.reserve() / 2 } else { u64::MAX };
-        self.ledger.borrow().space.victim(most_live)
+        self.ledger.borrow().space.victim(self.most_live())
+    }
+
+    /// On a full disk only what fits the reserve can be copied.
+    fn most_live(&self) -> u64 {
+        if self.commit.full.borrow().is_some() { self.reserve() / 2 } else { u64::MAX }
     }
 
     /// Whether it is time to end the active segment, so that it can be merged.
@@ -190,13 +193,19 @@ impl Partition {
     async fn merge_alone(self: &Rc<Self>, slot: usize, salvage: bool) -> Result<()> {
         let id = self.ledger.borrow().space.get(slot).segment.id;
         let mut seen = Seen::default();
+        let left = || self.ledger.borrow().space.get(slot).live_records;
         loop {
+            let before = left();
             self.copy_live(slot, salvage, &mut seen).await?;
             // All copies are published when this is.
             self.barrier().await?;
-            // A write that superseded a record here may have been refused for want of room.
-            if self.ledger.borrow().space.get(slot).live_records == seen.last.len() as u64 {
+            if left() == seen.last.len() as u64 {
                 break;
+            }
+            // A write that superseded a record here may have been refused for want of room: then
+            // the next pass copies it. If none does, there is no room for copies either.
+            if left() == before {
+                return Err(self.no_room());
             }
         }
         let dropped = self.stage(Digest::default(), Op::Drop { id }, Durability::Sync)?.0;
@@ -214,6 +223,12 @@ impl Partition {
         self.remove_dropped(slot).await
     }
 
+    fn no_room(&self) -> Error {
+        let cause = self.commit.full.borrow().clone();
+        let cause = cause.unwrap_or_else(|| Arc::new(ErrorKind::StorageFull.into()));
+        self.failed(Failure::Full(cause))
+    }
+
     /// Removes a dropped segment's file, unless somebody still reads it: then whoever is last does.
     pub(super) async fn remove_dropped(&self, slot: usize) -> Result<()> {
         let segment = match self.ledger.borrow().space.try_get(slot) {
@@ -228,7 +243,7 @@ impl Partition {
     pub(super) async fn remove_file(&self, segment: &Segment) -> Result<()> {
         for path in [hint::path_of(segment), segment.path().to_owned()] {
             match rt::unlink(None, &path).await {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => result.map_err(Error::io("remove", &path))?,
             }
         }
@@ -324,12 +339,15 @@ impl Partition {
         let last = self.next_id.get();
         self.end_active().await?;
         loop {
+            let (most_live, mut too_much) = (self.most_live(), false);
             let victim = self.ledger.borrow().space.iter().find_map(|(slot, e)| {
                 let whole = e.seal.is_some() && !e.damaged && !e.dropped;
                 let worth = whole && e.segment.id < last && e.garbage() > overhead(e.len);
-                worth.then_some((slot, e.hinting))
+                too_much |= worth && e.live_bytes > most_live;
+                (worth && e.live_bytes <= most_live).then_some((slot, e.hinting))
             });
             match victim {
+                None if too_much => return Err(self.no_room()),
                 None => return Ok(()),
                 // Its hint is being written, after a rotation or an opening.
                 Some((_, true)) => drop(rt::timeout_ms(1).await),
