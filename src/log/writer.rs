@@ -101,7 +101,8 @@ impl Writer {
         self.synced < self.tail
     }
 
-    /// Where a group of so many bytes of records would end, with room for an idle mark and a seal.
+    /// Where a group of so many bytes of records would end, with room for what may come after it
+    /// on a full disk: a mark of an idle log, and the seal that recovery sets behind that.
     pub(crate) fn end_of(&self, records: usize) -> u64 {
         blocks(self.tail + (MARK_LEN + records) as u64) + 2 * BLOCK
     }

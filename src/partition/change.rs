@@ -146,6 +146,7 @@ impl Partition {
         let op = Op::Put { key: put.key, value: put.value, sum: put.sum, expiry };
         let (ticket, version) = self.stage(digest, op, put.durability)?;
         ticket.wait(self).await?;
+        self.keep_pace().await;
         Ok(Some(version))
     }
 
@@ -188,6 +189,7 @@ impl Partition {
                 let sum = body_sum(&key, &value);
                 let op = Op::Put { key, value: value.clone(), sum, expiry };
                 self.stage(digest, op, durability)?.0.wait(self).await?;
+                self.keep_pace().await;
                 Ok(Some(value))
             }
             None if current.present => {

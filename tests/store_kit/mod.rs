@@ -36,7 +36,9 @@ pub fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
 
 /// The hints are but a cache: opening must come to the same without them.
 pub fn remove_hints(dir: &Path) {
-    files(dir, "hint").iter().for_each(|hint| fs::remove_file(hint).unwrap());
+    for hint in files(dir, "hint") {
+        fs::remove_file(hint).unwrap();
+    }
 }
 
 /// The bytes on the disk that belong to files of the partitions.
