@@ -226,7 +226,7 @@ fn files_that_mean_nothing_are_removed_and_foreign_ones_left_alone() {
     let removed = ["0000000900.new", "0000000901.hint", "0000000001.new"];
     let kept = ["README", "1.log", "0000000001.bak", "x.log", "00000000001.log", "core"];
     for name in removed.iter().chain(&kept) {
-        fs::write(folder.join(name), &sample.files[&segment_name(0, 1)]).unwrap();
+        fs::write(folder.join(name), &sample.files[&segment_name(0, sample.last())]).unwrap();
     }
     fs::create_dir(folder.join("lost+found")).unwrap();
     let store = open(dir.path());
@@ -317,7 +317,7 @@ fn hints_that_are_missing_or_damaged_or_anothers_cost_a_scan_and_nothing_else() 
             [&own[..], &[0]].concat(),
             vec![0; own.len()],
             rng.bytes(own.len()),
-            other.files[&hint_name(1)].clone(),
+            other.files[&hint_name(other.last())].clone(),
         ];
         damaged
             .extend(ids.iter().filter(|&&o| o != id).map(|&o| sample.files[&hint_name(o)].clone()));
@@ -342,7 +342,7 @@ fn hints_that_are_missing_or_damaged_or_anothers_cost_a_scan_and_nothing_else() 
 #[test]
 fn a_hint_for_another_seal_is_not_believed() {
     let sample = sample(10, true);
-    let name = hint_name(1);
+    let name = hint_name(sample.ids()[0]);
     let mut stale = sample.files[&name].clone();
     let len = stale.len();
     stale[48..56].copy_from_slice(&(2 * BLOCK as u64).to_le_bytes());
@@ -469,7 +469,7 @@ fn after_a_salvage_a_strict_opening_works_at_once() {
     let dir = memory_dir();
     for missing in [true, false] {
         restore(&sample.files, dir.path());
-        let path = dir.path().join(segment_name(0, 2));
+        let path = dir.path().join(segment_name(0, sample.ids()[1]));
         if missing {
             fs::remove_file(path).unwrap();
         } else {

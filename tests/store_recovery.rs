@@ -637,16 +637,16 @@ fn a_mark_behind_a_gap_makes_the_gap_damage() {
     for gap in [BLOCK, 2 * BLOCK, 3 << 20] {
         let mut log = sample.files[&last][..tail].to_vec();
         log.resize(tail + gap, 0);
-        log.extend(mark(salt(&log), tail + gap, tail + gap, tail + gap));
+        log.extend(mark(salt(&log), tail + gap, tail + gap, end));
         let files = sample.with(&last, log);
         restore(&files, dir.path());
         let what = format!("a gap of {gap}");
-        assert_corrupt(dir.path(), &files, &last, tail..tail + 1, &what);
+        assert_corrupt(dir.path(), &files, &last, end..tail + 1, &what);
     }
     // One that says no more than what is there makes it a torn tail.
     let mut log = sample.files[&last][..tail].to_vec();
     log.resize(tail + BLOCK, 0);
-    log.extend(mark(salt(&log), tail + BLOCK, tail, tail + BLOCK));
+    log.extend(mark(salt(&log), tail + BLOCK, tail, end));
     restore(&sample.with(&last, log), dir.path());
     sample.assert_recovers(dir.path(), &sample.model, "a mark that covers nothing more");
 }
@@ -673,7 +673,7 @@ fn a_record_that_became_zeroes_to_the_end_of_its_block_is_noticed() {
         group.extend(record(&salt, start, PUT, 1000 + n, key.as_bytes(), &value));
     }
     let after = group.len();
-    group.resize(after.next_multiple_of(BLOCK), 0);
+    group.resize(group.len().next_multiple_of(BLOCK), 0);
     let end = group.len();
     group.extend(mark(&salt, end, end, after));
     group.resize(group.len().next_multiple_of(BLOCK), 0);

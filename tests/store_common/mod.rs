@@ -178,6 +178,11 @@ impl Entry {
         [MARK, SEAL].contains(&self.kind).then(|| number(&self.value[..8]))
     }
 
+    /// Of a mark or seal: where the records before it ended.
+    pub fn after(&self) -> Option<usize> {
+        [MARK, SEAL].contains(&self.kind).then(|| number(&self.value[16..24]))
+    }
+
     /// The numbers that the value of a live or drop record is.
     pub fn ids(&self) -> Vec<u64> {
         self.value.chunks_exact(8).map(|id| number(id) as u64).collect()
@@ -237,6 +242,10 @@ pub fn entries(log: &[u8]) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     while entries.last().is_none_or(|last| last.kind != SEAL) {
         if let Some(entry) = entry(log, at) {
+            let end = entries.last().map_or(BLOCK, |last| last.end);
+            if entry.after().is_none_or(|after| after != end) && (at != end || end == BLOCK) {
+                break; // it does not follow upon what is before it
+            }
             at = entry.end;
             entries.push(entry);
             continue;
@@ -323,7 +332,7 @@ pub fn record(
     bytes
 }
 
-/// A valid mark for the place `at` in a segment.
+/// A valid mark for the place `at` in a segment, behind records that end at `after`.
 pub fn mark(salt: &[u8], at: usize, durable: usize, after: usize) -> Vec<u8> {
     let value = [(durable as u64).to_le_bytes(), [0; 8], (after as u64).to_le_bytes()].concat();
     record(salt, at, MARK, 0, &[], &value)
