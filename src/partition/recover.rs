@@ -418,6 +418,10 @@ impl Plan {
             // Not for merges that do not know of the damage.
             partition.ledger.borrow_mut().space.set_damaged(slot);
         }
+        for (slot, _) in &self.unhinted {
+            // Nor for those that a salvage's own writes may start, before the hint is begun.
+            partition.ledger.borrow_mut().space.get_mut(*slot).hinting = true;
+        }
         for &slot in &self.damaged {
             partition.merge_damaged(slot).await?;
         }
