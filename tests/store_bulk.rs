@@ -322,7 +322,7 @@ fn compaction_at_once_after_opening_leaves_no_garbage_either() {
         run(store.compact()).unwrap();
         let after = run(store.stats()).unwrap().total();
         assert!(
-            after.log_bytes < after.live_bytes / 4 * 5 + 64 * 1024,
+            after.log_bytes < after.live_bytes / 2 * 3 + 64 * 1024,
             "segments of {segment}: {before:?}, and then {after:?}"
         );
     }

@@ -14,7 +14,7 @@ use std::io;
 use std::path::PathBuf;
 
 const MAGIC: &[u8; 8] = b"ringlogH";
-const HEADER_LEN: usize = 80;
+const HEADER_LEN: usize = 88;
 const ENTRY_LEN: usize = 24;
 /// How much is written and read at a time: whole entries.
 const PIECE: usize = 4096 * ENTRY_LEN;
@@ -62,6 +62,8 @@ pub(crate) struct Head {
     pub(crate) seal: u64,
     pub(crate) sequence: u64,
     pub(crate) clock: u64,
+    /// When the last of its entries expires, of those that do; 0 if none does.
+    pub(crate) last_expiry: u64,
     /// The older segments that existed at the seal.
     pub(crate) extant: Vec<u64>,
 }
@@ -83,8 +85,9 @@ impl Head {
         bytes.extend_from_slice(&identity.partition.to_le_bytes());
         bytes.extend_from_slice(&identity.store);
         let extant = self.extant.len() as u64;
-        let numbers = [segment.0, segment.1, self.seal, self.sequence, self.clock, extant];
-        bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        let own = [segment.0, segment.1, self.seal, self.sequence, self.clock];
+        let numbers = own.into_iter().chain([extant, self.last_expiry]);
+        bytes.extend(numbers.flat_map(u64::to_le_bytes));
         bytes.extend(self.extant.iter().flat_map(|id| id.to_le_bytes()));
         bytes
     }
@@ -106,6 +109,7 @@ impl Head {
             seal: u64_at(bytes, 48),
             sequence: u64_at(bytes, 56),
             clock: u64_at(bytes, 64),
+            last_expiry: u64_at(bytes, 80),
             extant: bytes[HEADER_LEN..].chunks_exact(8).map(|id| u64_at(id, 0)).collect(),
         }
     }
@@ -265,7 +269,8 @@ mod tests {
     fn a_hint_reads_back_for_its_own_segment_only() {
         let dir = tempfile::tempdir().unwrap();
         let entries = [entry(1, Class::Put), entry(2, Class::Expiring), entry(3, Class::Tombstone)];
-        let head = Head { seal: 8192, sequence: 9, clock: 8, extant: vec![1, 2, 4] };
+        let head =
+            Head { seal: 8192, sequence: 9, clock: 8, last_expiry: 7, extant: vec![1, 2, 4] };
         write(dir.path(), &head, &entries);
         let path = path_of(&Segment::for_tests(dir.path(), 5, 6));
         let bytes = fs::read(&path).unwrap();

@@ -568,9 +568,15 @@ impl Partition {
         let Some(place) = place else { return };
         let mut ledger = self.ledger.borrow_mut();
         match staged.op {
-            Op::Move { from, .. } => ledger.moved(staged.digest, from, place),
+            Op::Move { from, expiry, .. } => {
+                ledger.moved(staged.digest, from, place);
+                ledger.space.note_expiry(place.slot(), expiry.unwrap_or(0));
+            }
             _ => {
                 ledger.index(staged.digest, place);
+                if let Op::Put { expiry: Some(expiry), .. } = staged.op {
+                    ledger.space.note_expiry(place.slot(), expiry);
+                }
                 self.count(|stats| stats.records += 1);
             }
         }
@@ -648,13 +654,13 @@ impl Partition {
         let seal = writer.seal(sequence, clock).await?;
         commit.clock.set(clock);
         let slot = commit.active.get();
-        let extant = {
+        let (extant, last_expiry) = {
             let space = &mut self.ledger.borrow_mut().space;
             space.set_len(slot, writer.tail());
             space.get_mut(slot).seal = Some(seal);
-            space.listed(writer.segment().id)
+            (space.listed(writer.segment().id), space.get(slot).last_expiry)
         };
-        self.finish_segment(slot, Head { seal, sequence, clock, extant });
+        self.finish_segment(slot, Head { seal, sequence, clock, last_expiry, extant });
         Ok(())
     }
 

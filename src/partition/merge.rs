@@ -99,8 +99,11 @@ impl Partition {
 
     /// How urgent merging is.
     fn pressure(&self) -> Pressure {
-        let (len, live) = self.ledger.borrow().space.totals();
-        let garbage = len.saturating_sub(live);
+        let (garbage, live) = {
+            let space = &self.ledger.borrow().space;
+            let ((len, live), expired) = (space.totals(), space.expired(self.clock.now()));
+            (len.saturating_sub(live) + expired, live - expired)
+        };
         let slack = SLACK.min(self.segment_bytes);
         if self.commit.full.borrow().is_some() {
             return Pressure::Full;
@@ -119,7 +122,8 @@ impl Partition {
 
     /// Which segment to merge next.
     fn choose(&self) -> Option<usize> {
-        self.ledger.borrow().space.victim(self.most_live())
+        let now = self.clock.now();
+        self.ledger.borrow().space.victim(self.most_live(), now)
     }
 
     /// On a full disk only what fits the reserve can be copied.
@@ -135,7 +139,10 @@ impl Partition {
     fn active_is_garbage(&self) -> bool {
         let ledger = self.ledger.borrow();
         let active = ledger.space.get(self.commit.active());
-        active.seal.is_none() && active.garbage() > SLACK && active.garbage() * 2 > active.len
+        active.seal.is_none() && {
+            let garbage = active.garbage(self.clock.now());
+            garbage > SLACK && garbage * 2 > active.len
+        }
     }
 
     async fn merge_all(self: &Rc<Self>) {
@@ -362,10 +369,10 @@ impl Partition {
         let last = self.next_id.get();
         self.end_active().await?;
         loop {
-            let (most_live, mut too_much) = (self.most_live(), false);
+            let (most_live, now, mut too_much) = (self.most_live(), self.clock.now(), false);
             let victim = self.ledger.borrow().space.iter().find_map(|(slot, e)| {
                 let whole = e.seal.is_some() && !e.damaged && !e.dropped;
-                let worth = whole && e.segment.id < last && e.garbage() > overhead(e.len);
+                let worth = whole && e.segment.id < last && e.garbage(now) > overhead(e.len);
                 too_much |= worth && e.live_bytes > most_live;
                 (worth && e.live_bytes <= most_live).then_some((slot, e.hinting))
             });

@@ -154,6 +154,7 @@ async fn load(
     while let Some(shown) = scan.next().await? {
         shown_any = true;
         let record = shown.record();
+        head.last_expiry = head.last_expiry.max(record.expiry.unwrap_or(0));
         match record.kind {
             Kind::Live => {
                 lists = true;
@@ -324,6 +325,7 @@ impl Plan {
                 self.replay(slot, &entries);
             },
         }
+        self.ledger.space.note_expiry(slot, head.last_expiry);
         self.sequence = self.sequence.max(head.sequence);
         self.clock = self.clock.max(head.clock);
         self.report.segments += 1;

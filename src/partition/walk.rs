@@ -84,8 +84,8 @@ impl Partition {
             extant.pins -= 1;
             extant.pins == 0 && extant.dropped
         };
-        // Not while its thread is being torn down: the next opening does it then.
-        if last && self.home.is_current() {
+        // Not while the store is being closed or torn down: the next opening does it then.
+        if last && !self.commit.is_sealed() && self.home.is_current() {
             let partition = Rc::clone(self);
             // If the removal fails, the next opening does it.
             self.chore(async move { drop(partition.remove_dropped(slot).await) });

@@ -352,12 +352,12 @@ pub struct HintFile {
 /// Reads a hint of the segment with these bytes.
 pub fn hint(bytes: &[u8], log: &[u8]) -> Option<HintFile> {
     let (body, sum) = bytes.split_at(bytes.len().checked_sub(4)?);
-    let ours = body.len() >= 80
+    let ours = body.len() >= 88
         && sum == crc32fast::hash(body).to_le_bytes()
         && &body[..8] == b"ringlogH"
         && body[8..48] == log[8..48];
     let numbers: Vec<usize> = ours.then(|| body[48..80].chunks_exact(8).map(number).collect())?;
-    let (ids, places) = body[80..].split_at(numbers[3] * 8);
+    let (ids, places) = body[88..].split_at(numbers[3] * 8);
     let place = |place: &[u8]| {
         let len = number(&place[20..24]);
         (number(&place[16..20]) * 8, (len & 0x3fff_ffff) * 8, len >> 30)
