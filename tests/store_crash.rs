@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use store_common::{
     Model, Rng, Watchdog, child, disk_dir, open, refused, run, run_child, told,
 };
-use store_kit::{assert_is, files, scan_all, small};
+use store_kit::{assert_is, files, scan_all, small, wait_until};
 
 /// These tests start processes, which have the locks of all threads until they are themselves.
 fn one_at_a_time() -> MutexGuard<'static, ()> {
@@ -244,6 +244,11 @@ fn log_bytes(store: &Store, partition: usize) -> u64 {
     run(store.stats()).unwrap().partitions[partition].log_bytes
 }
 
+/// Waits for the spares: without them the limit is met by their making, and puts are refused.
+fn wait_for_spares(dir: &Path, partitions: usize) {
+    wait_until("the spares are made", || files(dir, "log").len() >= 3 * partitions);
+}
+
 /// The bytes of all segments.
 fn logs(dir: &Path) -> Vec<Vec<u8>> {
     files(dir, "log").iter().map(|path| fs::read(path).unwrap()).collect()
@@ -263,6 +268,7 @@ fn after_a_failed_write_nothing_is_written_and_all_that_was_acknowledged_is_ther
         let partition = path.join("p0000");
         let key = |n: u32| format!("key {n}");
         run(try_join_all((0..KEPT).map(|n| store.put(key(n), value_of(n))))).unwrap();
+        wait_for_spares(&path, 1);
         limit_file_size(log_bytes(&store, 0) + room);
         // One by one, until the file takes no more. The last one is larger than a block.
         let mut n = KEPT;
@@ -349,6 +355,7 @@ fn all_that_wait_for_a_failed_group_hear_of_it_and_other_partitions_go_on() {
         };
         let concerned: Vec<bool> = (0..64).map(of_grown).collect();
         let partition = dir.join(format!("p{grown:04}"));
+        wait_for_spares(&dir, 2);
         limit_file_size(log_bytes(&store, grown));
         let put = |n: u32| store.put(n.to_le_bytes(), vec![2; 2000]);
         for (n, result) in run(join_all((0..64).map(put))).into_iter().enumerate() {
