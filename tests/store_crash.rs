@@ -18,9 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
-use store_common::{
-    Model, Rng, Watchdog, child, disk_dir, open, refused, run, run_child, told,
-};
+use store_common::{Model, Rng, Watchdog, child, disk_dir, open, refused, run, run_child, told};
 use store_kit::{assert_is, files, scan_all, small, wait_until};
 
 /// These tests start processes, which have the locks of all threads until they are themselves.
@@ -163,6 +161,58 @@ fn what_a_process_killed_1000_times_acknowledged_is_there() {
     killed_again_and_again(TEST, 1000, 2);
 }
 
+/// A value that somebody was shown is not taken back.
+#[test]
+fn what_a_killed_process_has_read_is_there() {
+    const TEST: &str = "what_a_killed_process_has_read_is_there";
+    if let Some(dir) = told(TEST) {
+        let _dog = Watchdog::of(Duration::from_secs(60));
+        let store = small(&dir, 1).open().unwrap();
+        let number = |value: &[u8]| u64::from_le_bytes(value[..8].try_into().unwrap());
+        let first = run(store.get("count")).unwrap().map_or(0, |value| number(&value));
+        let writer = async {
+            for n in first + 1.. {
+                let mut value = n.to_le_bytes().to_vec();
+                value.resize(2_000, 0);
+                store.put("count", value).await.unwrap();
+            }
+        };
+        let reader = || async {
+            loop {
+                if let Some(value) = store.get("count").await.unwrap() {
+                    let line = format!("\nseen {}\n", number(&value));
+                    std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
+                }
+            }
+        };
+        run(async { futures::join!(writer, reader(), reader()) });
+        return;
+    }
+    let _one = one_at_a_time();
+    let _dog = Watchdog::new();
+    let dir = disk_dir();
+    let mut rng = Rng(4);
+    for round in 0..10 {
+        let mut child = child(TEST, dir.path()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut pipe = BufReader::new(child.stdout.take().unwrap());
+        let (mut seen, mut left) = (0, 1 + rng.below(300));
+        while left > 0 {
+            let mut line = String::new();
+            assert_ne!(pipe.read_line(&mut line).unwrap(), 0, "the child ended by itself");
+            if let Some(n) = line.strip_prefix("seen ") {
+                seen = seen.max(n.trim().parse().unwrap());
+                left -= 1;
+            }
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let store = small(dir.path(), 1).open().unwrap();
+        let value = run(store.get("count")).unwrap().unwrap();
+        let there = u64::from_le_bytes(value[..8].try_into().unwrap());
+        assert!(there >= seen, "round {round}: {seen} was seen, {there} is there");
+    }
+}
+
 /// Killed somewhere while it makes a store, writes to it, and recovers it.
 #[test]
 fn a_process_killed_while_it_opens_leaves_a_store_that_opens() {
@@ -273,14 +323,15 @@ fn after_a_failed_write_nothing_is_written_and_all_that_was_acknowledged_is_ther
         // One by one, until the file takes no more. The last one is larger than a block.
         let mut n = KEPT;
         let failed = loop {
-            let value = if room % 8192 == 0 { value_of(n) } else { value_of(n).repeat(200) };
+            let value =
+                if room.is_multiple_of(8192) { value_of(n) } else { value_of(n).repeat(200) };
             match run(store.put(key(n), value)) {
                 Ok(()) => n += 1,
                 failed => break failed,
             }
         };
         assert_poisoned(failed, &partition);
-        let large = room % 8192 != 0;
+        let large = !room.is_multiple_of(8192);
         let line = format!("\nacknowledged {n} {large}\n");
         std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
         let (before, records) = (logs(&path), run(store.stats()).unwrap().total().records);
