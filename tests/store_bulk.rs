@@ -601,7 +601,9 @@ fn a_backup_under_load_is_a_cut_through_all_partitions() {
             copies.push((target, before, after));
         }
         stop.store(true, Ordering::Relaxed);
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         drop(churn);
         run(store.compact()).unwrap();
         for (target, before, after) in copies {

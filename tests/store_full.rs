@@ -104,9 +104,9 @@ fn on_a_full_disk_puts_say_so_and_reads_deletes_merges_and_opening_go_on() {
     // Opening needs no room.
     for round in 0..3 {
         if round == 1 {
-            run(store.close()).unwrap()
+            run(store.close()).unwrap();
         } else {
-            drop(store)
+            drop(store);
         }
         store = builder(&dir).open().unwrap();
         assert_is(&store, &map, &format!("full, opened again, {round}"));

@@ -243,7 +243,8 @@ async fn play(store: Store, task: usize, steps: usize, seed: u64) -> Map {
             5 => {
                 let (first, second) = (rng.bytes(400), rng.bytes(300));
                 let (a, b) = futures::join!(store.put(&key, &first), store.put(&key, &second));
-                (a.unwrap(), b.unwrap());
+                a.unwrap();
+                b.unwrap();
                 map.insert(key, second);
             }
             6 => {
@@ -331,9 +332,9 @@ fn stress(rounds: u64, threads: usize, tasks: usize, steps: usize, durability: D
         assert_is(&store, &map, &what);
         merges += run(store.stats()).unwrap().total().merges;
         if round % 2 == 0 {
-            run(store.close()).unwrap()
+            run(store.close()).unwrap();
         } else {
-            drop(store)
+            drop(store);
         }
         if round % 3 == 2 {
             remove_hints(dir.path());

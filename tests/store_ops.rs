@@ -234,9 +234,9 @@ fn a_version_is_never_given_again_though_all_that_had_it_is_gone() {
         run(store.compact()).unwrap();
         assert_eq!(run(store.stats()).unwrap().total().live_bytes, 0, "a tombstone is left");
         if round % 2 == 0 {
-            run(store.close()).unwrap()
+            run(store.close()).unwrap();
         } else {
-            drop(store)
+            drop(store);
         }
         if round % 3 == 0 {
             remove_hints(dir.path());
@@ -378,7 +378,7 @@ fn an_update_sees_the_writes_before_it_that_are_not_acknowledged() {
             new.map(<[u8]>::to_vec)
         })
     };
-    let (a, b, c, d, e, f) = run(async {
+    let (put, b, c, none, again, deleted) = run(async {
         futures::join!(
             store.put("key", "a"),
             saw(Some(b"a"), Some(b"b")),
@@ -388,11 +388,11 @@ fn an_update_sees_the_writes_before_it_that_are_not_acknowledged() {
             store.delete("key"),
         )
     });
-    a.unwrap();
+    put.unwrap();
     assert_eq!(b.unwrap().unwrap(), &b"b"[..]);
-    assert_eq!((c.unwrap(), d.unwrap()), (None, None));
-    assert_eq!(e.unwrap().unwrap(), &b"c"[..]);
-    assert!(f.unwrap());
+    assert_eq!((c.unwrap(), none.unwrap()), (None, None));
+    assert_eq!(again.unwrap().unwrap(), &b"c"[..]);
+    assert!(deleted.unwrap());
 }
 
 #[test]
@@ -547,9 +547,9 @@ fn a_value_that_an_expired_one_had_replaced_does_not_return() {
             fill(&store, pass);
         }
         if round < 2 {
-            run(store.close()).unwrap()
+            run(store.close()).unwrap();
         } else {
-            drop(store)
+            drop(store);
         }
         if round % 2 == 0 {
             remove_hints(dir.path());
@@ -601,7 +601,9 @@ fn records_of_all_sizes_around_a_segments_end_are_whole() {
         }
         let store = reopened(dir.path(), &builder, store, &map, "alone");
         // Around where a record fills what is left of one.
-        map.keys().for_each(|key| assert!(run(store.delete(key)).unwrap()));
+        for key in map.keys() {
+            assert!(run(store.delete(key)).unwrap());
+        }
         map.clear();
         for first in [4_000, 20_000, 40_000] {
             for blocks in 1..4 {
@@ -761,4 +763,28 @@ fn bytes_that_look_like_the_logs_own_are_keys_and_values() {
     map.remove(&b"a"[..]);
     run(store.compact()).unwrap();
     reopened(dir.path(), &builder, store, &map, "like the log");
+}
+
+#[test]
+fn every_test_in_the_table_of_edge_cases_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = std::fs::read_to_string(root.join("tests/EDGE_CASES.md")).unwrap();
+    let mut sources = String::new();
+    for folder in ["tests", "src/log", "src/partition"] {
+        for file in std::fs::read_dir(root.join(folder)).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                sources += &std::fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let (mut rows, mut missing) = (0, Vec::new());
+    for row in table.lines().filter(|row| row.starts_with('|')).skip(2) {
+        rows += 1;
+        assert!(row.starts_with(&format!("| {rows} |")), "{row}");
+        let names = row.split('`').skip(1).step_by(2).filter(|name| !name.contains('.'));
+        missing.extend(names.filter(|name| !sources.contains(&format!("fn {name}()"))));
+    }
+    assert_eq!(rows, 49);
+    assert!(missing.is_empty(), "{missing:?}");
 }

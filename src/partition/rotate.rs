@@ -113,6 +113,7 @@ impl Partition {
         if self.commit.full.borrow().is_none() {
             return Ok(());
         }
+        self.check()?;
         let refused = match self.ready_spare(1).await {
             Ok(Ok(())) => {
                 self.commit.full.take();
