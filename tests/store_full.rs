@@ -77,6 +77,16 @@ fn fill(store: &Store, dir: &Path, map: &mut Map) {
     for n in map.len().. {
         match run(store.put(name(n), value(n))) {
             Ok(()) => drop(map.insert(name(n), value(n))),
+            full => {
+                assert_full(full, dir);
+                break;
+            }
+        }
+    }
+    // Smaller ones may still have had room.
+    for n in map.len().. {
+        match run(store.put(name(n), b"small")) {
+            Ok(()) => drop(map.insert(name(n), b"small".to_vec())),
             full => return assert_full(full, dir),
         }
     }

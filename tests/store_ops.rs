@@ -1,6 +1,7 @@
 //! The operations on keys, and their edge cases: conditions, versions, updates, expiry, sizes. Which
 //! test has which case of the list is in `EDGE_CASES.md`.
 
+#![allow(clippy::many_single_char_names)]
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod store_common;

@@ -76,9 +76,9 @@ impl Writer {
         self.end
     }
 
-    /// What is prepared and not used, but for a seal.
-    pub(crate) fn left(&self) -> u64 {
-        self.prepared.saturating_sub(self.tail + 2 * BLOCK)
+    /// What is prepared and not used, after a group of so many bytes of records.
+    pub(crate) fn left_after(&self, records: usize) -> u64 {
+        self.prepared.saturating_sub(self.end_of(records))
     }
 
     /// Whether it has no groups.
@@ -103,7 +103,7 @@ impl Writer {
 
     /// Where a group of so many bytes of records would end, with room for what may come after it
     /// on a full disk: a mark of an idle log, and the seal that recovery sets behind that.
-    pub(crate) fn end_of(&self, records: usize) -> u64 {
+    fn end_of(&self, records: usize) -> u64 {
         blocks(self.tail + (MARK_LEN + records) as u64) + 2 * BLOCK
     }
 

@@ -536,7 +536,7 @@ impl Partition {
         if group.iter().any(|staged| matches!(staged.op, Op::Seal)) {
             self.end_segment(writer).await?;
         }
-        commit.left.set(writer.left());
+        commit.left.set(writer.left_after(0));
         for staged in group.drain(..) {
             staged.ticket.finish(Ok(()));
         }
@@ -641,7 +641,7 @@ impl Partition {
     /// Whether a delete has to leave to merges what is left of the last spare on a full disk.
     fn must_be_left(&self, writer: &Writer, bytes: usize) -> bool {
         let last = self.commit.full.borrow().is_some() && self.commit.spares.borrow().is_empty();
-        last && writer.end_of(bytes) > self.reserve() / 2
+        last && writer.left_after(bytes) < self.reserve() / 2
     }
 
     /// Seals the active segment, if it is not. Its hint is written beside the traffic.

@@ -84,12 +84,20 @@ impl Partition {
         for _ in 0..PATIENCE {
             let (len, live) = self.ledger.borrow().space.totals();
             let bound = live + 2 * SLACK.min(self.segment_bytes);
-            if !self.merging.running.get() || len.saturating_sub(live) <= bound {
+            if len.saturating_sub(live) <= bound || !self.merge_step().await {
                 break;
             }
+        }
+    }
+
+    /// Waits until the segment that is being merged is, if one is.
+    pub(super) async fn merge_step(&self) -> bool {
+        let running = self.merging.running.get();
+        if running {
             let step = Rc::clone(&self.merging.step.borrow());
             drop(step.outcome().await);
         }
+        running
     }
 
     /// Whether a segment is being merged.

@@ -389,19 +389,22 @@ fn is_at_rest(files: &Files, partition: usize) -> bool {
     let prefix = format!("p{partition:04}/");
     let own = || files.keys().filter(|name| name.starts_with(&prefix));
     let history = history(files, partition);
-    let Some((&last, records)) = history.last_key_value() else { return true };
+    // Besides what is written to, two segments are made ahead.
+    let newer = |id| {
+        let last = segment_name(partition, id);
+        own().filter(move |name| is_a(name, "log") && **name > last).count()
+    };
+    let Some((&last, records)) = history.last_key_value() else {
+        return newer(0) > 2;
+    };
     let hinted = |(&id, records): (&u64, &Vec<Entry>)| {
         let name = segment_name(partition, id);
         let bytes = files.get(&name.replace(".log", ".hint"));
         records.last().is_none_or(|entry| entry.kind != SEAL)
             || bytes.is_some_and(|bytes| hint(bytes, &files[&name]).is_some())
     };
-    let newest = own().rfind(|name| is_a(name, "log"));
     let marked = records.last().is_some_and(|entry| entry.kind == MARK || entry.kind == SEAL);
-    marked
-        && history.iter().all(hinted)
-        && !own().any(|name| is_a(name, "new"))
-        && newest.is_some_and(|name| *name > segment_name(partition, last))
+    marked && history.iter().all(hinted) && !own().any(|name| is_a(name, "new")) && newer(last) > 1
 }
 
 // ---- machinery --------------------------------------------------------------------------------
