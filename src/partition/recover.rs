@@ -400,7 +400,7 @@ impl Plan {
 
 /// The first segment of a partition that has none.
 async fn make_first(dir: &Path, identity: &Identity, id: u64) -> Result<Spare> {
-    let salt = u64::from_le_bytes(crate::log::superblock::random()?);
+    let salt = u64::from_le_bytes(crate::log::superblock::random().await?);
     let room = crate::log::writer::FIRST_ROOM;
     let segment = Rc::new(Segment::create(dir, identity, id, salt, room).await?);
     Ok(Spare { segment, prepared: room })
