@@ -210,6 +210,12 @@ impl<'a> Scan<'a> {
             };
             let bytes = self.bytes(offset, header.total()).await?;
             if let Ok(record) = Record::decode(&bytes, self.segment.salt, offset) {
+                if record.kind == Kind::Seal && Mark::of(&record).is_some_and(|m| m.durable == at) {
+                    // A crash tore the block's end, and recovery sealed the segment after it.
+                    (self.seen.torn_bytes, self.seen.torn_records) = (0, 0);
+                    self.offset = offset;
+                    return Ok(());
+                }
                 self.seen.torn_records += 1;
                 next.get_or_insert(offset);
                 if Mark::of(&record).is_some_and(|mark| mark.durable > at) {

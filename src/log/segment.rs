@@ -62,7 +62,8 @@ async fn open_file(path: &Path, flags: i32) -> io::Result<(Fd, Access, u64)> {
                 && u64::from(direct.offset) <= BLOCK
                 && direct.memory as usize <= AlignedBuf::ALIGN
             {
-                let align = u64::from(direct.offset);
+                // A read that came short goes on at such a multiple, in the file and in memory.
+                let align = u64::from(direct.offset.max(direct.memory));
                 return Ok((fd, Access { direct: true, align }, stat.len));
             }
         }
@@ -202,7 +203,7 @@ impl Segment {
         let want = skip + len;
         let room = want.next_multiple_of(usize::try_from(align).expect("at most a block"));
         let mut buf = AlignedBuf::with_capacity(room);
-        let mut done = 0;
+        let (mut done, mut seen) = (0, 0);
         loop {
             let (result, part) = rt::read(&fd, buf.part(done..room), start + done as u64).await;
             buf = part.into_inner();
@@ -217,11 +218,11 @@ impl Segment {
             // A direct read goes on where a block begins; what it reads twice is the same.
             let next = (done + n) as u64 / align * align;
             let next = usize::try_from(next).expect("within the buffer");
-            if next == done {
+            if next == done && seen == done + n {
                 buf.truncate(done + n); // the file ends within a block
                 break;
             }
-            done = next;
+            (done, seen) = (next, done + n);
         }
         let bytes = Bytes::from(buf);
         Ok(if skip < bytes.len() { bytes.slice(skip..) } else { Bytes::new() })

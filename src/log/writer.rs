@@ -185,23 +185,29 @@ impl Writer {
     /// Ends the segment, durably. Tells the seal's offset.
     pub(crate) async fn seal(&mut self, sequence: u64, clock: u64) -> io::Result<u64> {
         self.sync().await?;
+        self.seal_after(self.tail, sequence, clock).await
+    }
+
+    async fn seal_after(&mut self, end: u64, sequence: u64, clock: u64) -> io::Result<u64> {
         let seal = self.tail;
-        let mark = Mark { durable: seal, clock };
+        let mark = Mark { durable: end, clock };
         self.push_mark(Kind::Seal, mark, sequence);
         self.finish(true).await?;
         self.sealed = true;
         Ok(seal)
     }
 
-    /// Seals a segment that was found without a seal, and ends at `tail`. The caller has synced it.
+    /// Seals a segment that was found without a seal, and ends at `end`. The caller has synced it.
+    /// The rest of the last block, which may be torn, is left as it is: the seal says where it
+    /// begins.
     pub(crate) async fn seal_found(
         segment: Rc<Segment>,
-        tail: u64,
+        end: u64,
         sequence: u64,
         clock: u64,
     ) -> io::Result<u64> {
-        let tail = blocks(tail);
+        let tail = blocks(end);
         let mut writer = Self { tail, synced: tail, ..Self::new(segment, tail, tail) };
-        writer.seal(sequence, clock).await
+        writer.seal_after(end, sequence, clock).await
     }
 }

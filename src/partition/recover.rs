@@ -45,8 +45,8 @@ enum State {
     Hinted,
     /// Sealed, and scanned.
     Sealed,
-    /// With records, and without a seal.
-    Unsealed,
+    /// With records, which end there, and without a seal.
+    Unsealed(u64),
     /// Without a whole record, but not untouched.
     Torn,
     /// Nothing after the header.
@@ -141,7 +141,7 @@ async fn load(
     loaded.damaged = !seen.damage.is_empty();
     loaded.state = match (seen.seal, shown_any) {
         (Some(_), _) => State::Sealed,
-        (None, true) => State::Unsealed,
+        (None, true) => State::Unsealed(end),
         (None, false) if end == BLOCK && seen.torn_bytes == 0 => State::Clean,
         (None, false) => State::Torn,
     };
@@ -288,7 +288,8 @@ impl Plan {
         } else if state != State::Hinted {
             self.unhinted.push(slot);
         }
-        self.last = Some((slot, (state == State::Unsealed).then_some(seal)));
+        let end = if let State::Unsealed(end) = state { Some(end) } else { None };
+        self.last = Some((slot, end));
     }
 
     /// Does what has to be done, and opens the partition.
@@ -297,11 +298,11 @@ impl Plan {
         lock: Arc<dyn Any + Send + Sync>,
     ) -> Result<(Rc<Partition>, PartitionReport)> {
         self.set_aside().await?;
-        if let Some((slot, Some(tail))) = self.last {
+        if let Some((slot, Some(end))) = self.last {
             let segment = Rc::clone(&self.ledger.space.get(slot).segment);
-            let sealed = Writer::seal_found(Rc::clone(&segment), tail, self.sequence, self.clock);
-            sealed.await.map_err(Error::io("seal", segment.path()))?;
-            segment.trim(tail + BLOCK).await?;
+            let sealed = Writer::seal_found(Rc::clone(&segment), end, self.sequence, self.clock);
+            let seal = sealed.await.map_err(Error::io("seal", segment.path()))?;
+            segment.trim(seal + BLOCK).await?;
         }
         self.report.leftovers = self.leftovers.len() as u64;
         while self.spares.len() > 1

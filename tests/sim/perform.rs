@@ -186,7 +186,10 @@ impl World {
         if self.strikes(Fault::Interrupted) {
             return Err(libc::EINTR);
         }
-        let len = self.cut_short(Fault::ShortRead, len);
+        let mut len = self.cut_short(Fault::ShortRead, len);
+        if direct {
+            len = len.next_multiple_of(512);
+        }
         let out = &mut out[..usize::try_from(len).unwrap()];
         Ok(count(self.disk.file(open.ino)?.read(offset, out, direct) as u64))
     }
@@ -215,7 +218,7 @@ impl World {
         } else {
             len = self.cut_short(Fault::ShortWrite, len);
             if direct {
-                len = (len / 512 * 512).max(512).min(bytes.len() as u64);
+                len = len.next_multiple_of(512);
             }
         }
         let now = self.tick();
