@@ -140,7 +140,10 @@ impl Seed {
         if super::panics() > 0 {
             return Err("the engine panicked".to_owned());
         }
-        let ended = self.world.borrow().ended;
+        let (ended, dropped) = (self.world.borrow().ended, self.world.borrow().dropped);
+        if dropped {
+            self.model.borrow_mut().cut();
+        }
         match ended {
             Some(End::Stuck) => Err("nothing happens any more".to_owned()),
             Some(End::PowerCut) => {

@@ -280,8 +280,7 @@ impl Model {
             // Whatever it was, from now on it is gone.
             None => {
                 let there = &self.keys[key];
-                let nothing = |i: usize| there.writes[i].len.is_some() || there.writes[i].sync;
-                let sync = there.candidates(started, now).all(nothing);
+                let sync = there.candidates(started, now).all(|i| there.writes[i].sync);
                 self.keys[key].writes.push(none(started, now, sync));
             }
         }

@@ -235,6 +235,7 @@ impl World {
         let open = self.file(fd, false)?;
         let failed = self.fail_at_random(Fault::SyncError);
         if failed.is_err() {
+            self.dropped = true;
             let mut rng = self.rng.fork();
             self.disk.sync(open.ino, by, Some(&mut rng))?;
         } else if !self.lies {

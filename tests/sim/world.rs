@@ -56,6 +56,8 @@ pub struct World {
     pub direct: Direct,
     /// fdatasync lies: for the canary.
     pub lies: bool,
+    /// A sync has failed in this life, and what it covered may be gone.
+    pub dropped: bool,
     /// Performed writes of any kind, to files or names.
     pub mutations: u64,
     pub files: BTreeMap<RawFd, Open>,
@@ -98,6 +100,7 @@ impl World {
             faults: Faults::none(),
             direct,
             lies: false,
+            dropped: false,
             mutations: 0,
             files: BTreeMap::new(),
             in_flight: BTreeMap::new(),
@@ -155,6 +158,7 @@ impl World {
         self.files.clear();
         self.in_flight.clear();
         self.ended = None;
+        self.dropped = false;
         self.waker = None;
         self.steps = 0;
         self.end_at = end_at;
