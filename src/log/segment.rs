@@ -121,7 +121,7 @@ impl Segment {
         let mut block = AlignedBuf::new();
         block.resize(BLOCK_LEN);
         block[..HEADER_LEN].copy_from_slice(&encode_header(identity, id, salt));
-        rt::write_all(&fd, block, 0).await.0?;
+        write_blocks(&fd, block, 0, 0).await.0?;
         rt::fsync(&fd, false).await?;
         Ok((fd, access))
     }
@@ -203,7 +203,7 @@ impl Segment {
         let want = skip + len;
         let room = want.next_multiple_of(usize::try_from(align).expect("at most a block"));
         let mut buf = AlignedBuf::with_capacity(room);
-        let (mut done, mut seen) = (0, 0);
+        let mut done = 0;
         loop {
             let (result, part) = rt::read(&fd, buf.part(done..room), start + done as u64).await;
             buf = part.into_inner();
@@ -218,11 +218,11 @@ impl Segment {
             // A direct read goes on where a block begins; what it reads twice is the same.
             let next = (done + n) as u64 / align * align;
             let next = usize::try_from(next).expect("within the buffer");
-            if next == done && seen == done + n {
+            if next == done && start + (done + n) as u64 >= rt::stat(&fd).await?.len {
                 buf.truncate(done + n); // the file ends within a block
                 break;
             }
-            (done, seen) = (next, done + n);
+            done = next;
         }
         let bytes = Bytes::from(buf);
         Ok(if skip < bytes.len() { bytes.slice(skip..) } else { Bytes::new() })
@@ -244,7 +244,7 @@ impl Segment {
     /// makes it durable; with `dirty`, what was written before as well. Gives the buffer back.
     pub(crate) async fn write(
         &self,
-        mut buf: AlignedBuf,
+        buf: AlignedBuf,
         offset: u64,
         sync: bool,
         dirty: bool,
@@ -255,25 +255,9 @@ impl Segment {
         };
         let in_one = sync && !dirty && self.access.get().direct;
         let flags = if in_one { libc::RWF_DSYNC } else { 0 };
-        let len = buf.len();
-        let step = if self.access.get().direct { BLOCK_LEN } else { 1 };
-        let (mut done, mut in_vain) = (0, 0);
-        while done < len {
-            let write = rt::write_with(&fd, buf.part(done..len), offset + done as u64, flags);
-            let (result, part) = write.await;
-            buf = part.into_inner();
-            let n = match result {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return (Err(error), buf),
-                Ok(n) => n,
-            };
-            // A direct write goes on where a block begins; what it writes twice is the same.
-            let next = if done + n == len { len } else { (done + n) / step * step };
-            in_vain = if next == done { in_vain + 1 } else { 0 };
-            if n == 0 || in_vain > 8 {
-                return (Err(io::ErrorKind::WriteZero.into()), buf);
-            }
-            done = next;
+        let (result, buf) = write_blocks(&fd, buf, offset, flags).await;
+        if result.is_err() {
+            return (result, buf);
         }
         if sync && !in_one {
             return (rt::fsync(&fd, true).await, buf);
@@ -301,6 +285,35 @@ impl Segment {
     }
 }
 
+/// Writes from a block's beginning on, however short the single writes come: each goes on where a
+/// block begins, as direct I/O wants it. What is written twice is the same.
+async fn write_blocks(
+    fd: &Fd,
+    mut buf: AlignedBuf,
+    offset: u64,
+    flags: i32,
+) -> (io::Result<()>, AlignedBuf) {
+    let len = buf.len();
+    let (mut done, mut in_vain) = (0, 0);
+    while done < len {
+        let write = rt::write_with(fd, buf.part(done..len), offset + done as u64, flags);
+        let (result, part) = write.await;
+        buf = part.into_inner();
+        let n = match result {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return (Err(error), buf),
+            Ok(n) => n,
+        };
+        let next = if done + n == len { len } else { (done + n) / BLOCK_LEN * BLOCK_LEN };
+        in_vain = if next == done { in_vain + 1 } else { 0 };
+        if n == 0 || in_vain > 8 {
+            return (Err(io::ErrorKind::WriteZero.into()), buf);
+        }
+        done = next;
+    }
+    (Ok(()), buf)
+}
+
 /// `fallocate`, or writing zeroes where a file system has no such thing.
 async fn allocate(fd: &Fd, from: u64, len: u64) -> io::Result<()> {
     match rt::allocate(fd, 0, from, len).await {
@@ -312,7 +325,7 @@ async fn allocate(fd: &Fd, from: u64, len: u64) -> io::Result<()> {
         let chunk = (from + len - at).min(super::CHUNK as u64);
         let mut zeroes = AlignedBuf::new();
         zeroes.resize(usize::try_from(chunk).expect("at most a chunk"));
-        rt::write_all(fd, zeroes, at).await.0?;
+        write_blocks(fd, zeroes, at, 0).await.0?;
         at += chunk;
     }
     Ok(())
