@@ -124,6 +124,10 @@ impl Walk {
                     return Ok(entries);
                 }
             }
+            let end = scan.offset();
+            if end < len && scan.into_seen().seal.is_none() {
+                return Err(segment.corrupt(end, "what was written there does not validate"));
+            }
             self.at.set((id + 1, crate::log::BLOCK));
             self.pins.release(slot);
         }
