@@ -270,6 +270,16 @@ impl Segment {
         rt::fsync(&self.fd().await?, true).await
     }
 
+    /// Makes durable what only a cache has, and has the cache forget it: what is read next is what the
+    /// device has, also if an earlier sync failed and left in the cache what it could not write.
+    pub(crate) async fn settle(&self) -> io::Result<()> {
+        self.sync().await?;
+        if self.access.get().direct {
+            return Ok(());
+        }
+        rt::advise(&self.fd().await?, libc::POSIX_FADV_DONTNEED).await
+    }
+
     /// Makes room from `from` to `to`, so that writing there cannot meet a full disk.
     pub(crate) async fn prepare(&self, from: u64, to: u64) -> io::Result<()> {
         allocate(&self.fd().await?, from, to - from).await

@@ -212,7 +212,7 @@ impl Plan {
         while let Some(id) = ids.pop() {
             let Some((segment, len)) = self.open(id).await? else { continue };
             // What only a cache has must not be believed.
-            segment.sync().await.map_err(Error::io("sync", segment.path()))?;
+            segment.settle().await.map_err(Error::io("sync", segment.path()))?;
             let (loaded, seen) = load(&self.settings, segment, len, false).await?;
             self.note_seen(&loaded, seen);
             let segment = loaded.segment;
@@ -254,7 +254,7 @@ impl Plan {
             let Some((segment, len)) = self.open(id).await? else { continue };
             if Some(id) == newest && before_last {
                 before_last = false;
-                segment.sync().await.map_err(Error::io("sync", segment.path()))?;
+                segment.settle().await.map_err(Error::io("sync", segment.path()))?;
             }
             let (loaded, seen) = load(&self.settings, segment, len, true).await?;
             self.note_seen(&loaded, seen);
