@@ -219,7 +219,9 @@ impl Disk {
         while let Some((path, ino)) = left.pop() {
             match self.node(ino) {
                 Node::Dir(dir) => {
-                    left.extend(dir.names.iter().map(|(name, ino)| (format!("{path}/{name}"), *ino)));
+                    left.extend(
+                        dir.names.iter().map(|(name, ino)| (format!("{path}/{name}"), *ino)),
+                    );
                 }
                 _ => files.push((path, ino)),
             }

@@ -57,10 +57,8 @@ unsafe impl Driver for SimDriver {
         }
         if world.ended.is_some() {
             let left = std::mem::take(&mut world.in_flight);
-            let cancelled = |job: super::world::Job| Completion {
-                token: job.token,
-                result: -libc::ECANCELED,
-            };
+            let cancelled =
+                |job: super::world::Job| Completion { token: job.token, result: -libc::ECANCELED };
             done.extend(left.into_values().map(cancelled));
             return Ok(());
         }

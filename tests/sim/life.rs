@@ -141,6 +141,9 @@ impl Seed {
             return Err("the engine panicked".to_owned());
         }
         let (ended, dropped) = (self.world.borrow().ended, self.world.borrow().dropped);
+        if may_fail {
+            self.model.borrow_mut().doubt_expiries();
+        }
         if dropped {
             self.model.borrow_mut().cut();
         }
@@ -183,9 +186,7 @@ impl Seed {
             summary.borrow_mut().opened += 1;
             let faults_on = std::mem::replace(&mut world.borrow_mut().faults.on, false);
             let secret = secret(&world.borrow().disk);
-            model
-                .borrow_mut()
-                .begin_life(partitions, |key| partition_of(&secret, key, partitions));
+            model.borrow_mut().begin_life(partitions, |key| partition_of(&secret, key, partitions));
             let (world_of, may_be_corrupt) = (Rc::clone(&world), false);
             let scene = Rc::new(Scene {
                 world: world_of,
@@ -286,8 +287,11 @@ async fn check_opened(scene: &Rc<Scene>) -> Checked {
         let from = scene.wall();
         let shown = scene.get(key).await?;
         let clock: Clock = scene.clock(from);
+        if scene.world.borrow().talks {
+            println!("-- key {key} has {shown:?} at {clock:?}");
+        }
         match shown {
-            Some(shown) => scene.model.borrow_mut().fix(key, shown, clock)?,
+            Some(shown) => scene.model.borrow_mut().fix(key, shown, clock, scene.may_fail)?,
             None => return Err(format!("key {key} cannot be read, without a fault")),
         }
     }

@@ -100,8 +100,8 @@ impl Key {
     /// Whether a write is known to have been replaced before `before`, going by what is certain.
     fn is_replaced(&self, write: &Write, before: u64) -> bool {
         self.writes.iter().any(|other| {
-            let later = write.end < other.start
-                || (write.version > 0 && other.version > write.version);
+            let later =
+                write.end < other.start || (write.version > 0 && other.version > write.version);
             other.end < before && !other.loose && !other.failed && later
         })
     }
@@ -137,7 +137,10 @@ impl Key {
                     return Err("it had been replaced, or is from the future".to_owned());
                 }
                 if write.expiry > 0 && write.expiry <= clock.from {
-                    return Err(format!("it expired at {}, read from {}", write.expiry, clock.from));
+                    return Err(format!(
+                        "it expired at {}, read from {}",
+                        write.expiry, clock.from
+                    ));
                 }
                 Ok(Some(found))
             }
@@ -204,7 +207,8 @@ impl Model {
     pub fn try_write(&mut self, key: usize, len: Option<usize>, sync: bool, expiry: u64) -> u64 {
         let op = self.tick();
         let (start, end, version) = (op, OPEN, 0);
-        let write = Write { op, len, start, end, version, sync, failed: false, loose: false, expiry };
+        let write =
+            Write { op, len, start, end, version, sync, failed: false, loose: false, expiry };
         self.keys[key].writes.push(write);
         op
     }
@@ -308,19 +312,36 @@ impl Model {
         }
     }
 
-    /// The first read of a life: it fixes what is there.
-    pub fn fix(&mut self, key: usize, shown: Option<Shown>, clock: Clock) -> Result<(), String> {
+    /// A partition that could not write may have said that something had expired, and not kept it.
+    pub fn doubt_expiries(&mut self) {
+        for write in self.keys.iter_mut().flat_map(|key| &mut key.writes) {
+            write.loose |= write.op == 0;
+        }
+    }
+
+    /// The first read of a life: it fixes what is there. With `doubt` an expiry may not be kept.
+    pub fn fix(
+        &mut self,
+        key: usize,
+        shown: Option<Shown>,
+        clock: Clock,
+        doubt: bool,
+    ) -> Result<(), String> {
         let now = self.tick();
         let judged = self.keys[key].judge(now, now, shown, clock);
         let index = judged.map_err(|why| self.explain(key, shown, clock, &why))?;
         let partition = self.partition(key);
+        if doubt && index.is_none() {
+            self.keys[key].writes.push(none(now, now, false));
+            return Ok(());
+        }
         let there = &self.keys[key];
         let mut fixed = index.map_or_else(|| none(now, now, true), |i| there.writes[i].clone());
         fixed.version = fixed.version.max(shown.map_or(0, |shown| shown.version));
         if fixed.op > 0 || shown.is_some() {
             let gone = |write: &&Write| {
-                let later = fixed.end < write.start
-                    || (fixed.version > 0 && write.version > fixed.version);
+                let later =
+                    fixed.end < write.start || (fixed.version > 0 && write.version > fixed.version);
                 write.op > 0 && write.loose && !write.failed && write.end != OPEN && later
             };
             for write in there.writes.iter().filter(gone) {

@@ -45,7 +45,10 @@ pub enum Direct {
     Unknown,
     /// It takes the flag, and does not say more.
     Silent,
-    Align { memory: u32, offset: u32 },
+    Align {
+        memory: u32,
+        offset: u32,
+    },
 }
 
 /// See the module.
