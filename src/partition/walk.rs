@@ -1,8 +1,8 @@
 //! Walks: every live entry, read segment after segment, in the order of the log.
 //!
 //! Invariants: an entry that is not touched meanwhile is shown exactly once, however merges move
-//! it; a walk holds one chunk of memory; it keeps the files that it has yet to read, and nothing
-//! else: writes and merges go on.
+//! it; a walk holds one chunk of memory, and a number for each entry that merges move ahead of it; it
+//! keeps the files that it has yet to read, and nothing else: writes and merges go on.
 
 use super::Partition;
 use super::digest::Digest;
@@ -12,7 +12,7 @@ use crate::log::record::Kind;
 use crate::log::scan::{Scan, Shown, Strictness};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// A step ends when it has so many bytes of entries.
@@ -71,6 +71,9 @@ pub(crate) struct Walk {
     segments: BTreeMap<u64, (usize, u64)>,
     /// The segment that is being read, and where in it.
     at: Cell<(u64, u64)>,
+    /// Versions of the entries that were shown where they had been before a merge. Merges leave
+    /// copies behind until their victim is dropped, so the walk may come by another one.
+    shown: RefCell<BTreeSet<u64>>,
 }
 
 impl Partition {
@@ -96,7 +99,13 @@ impl Partition {
             there.map(|(slot, e)| (e.segment.id, (slot, e.scan_len().min(e.len)))).collect()
         };
         let pins = Pins::new(self, segments.values().map(|&(slot, _)| slot).collect());
-        Walk { pins, prefix, segments, at: Cell::new((0, crate::log::BLOCK)) }
+        Walk {
+            pins,
+            prefix,
+            segments,
+            at: Cell::new((0, crate::log::BLOCK)),
+            shown: RefCell::default(),
+        }
     }
 }
 
@@ -147,7 +156,9 @@ impl Walk {
                 return Ok(None);
             }
             match partition.read(digest, record.key).await? {
-                Some((_, found)) if found.version == record.sequence => {}
+                Some((_, found))
+                    if found.version == record.sequence
+                        && self.shown.borrow_mut().insert(found.version) => {}
                 _ => return Ok(None),
             }
         }
