@@ -140,6 +140,11 @@ impl Staged {
         }
     }
 
+    /// Whether there is something of it to write: of a clock, the mark.
+    fn is_written(&self) -> bool {
+        self.len() > 0 || matches!(self.op, Op::Clock)
+    }
+
     /// Whether it takes room that is not for deletes and merges.
     fn is_put(&self) -> bool {
         matches!(self.op, Op::Put { .. })
@@ -442,26 +447,24 @@ impl Partition {
     ) -> io::Result<()> {
         let commit = &self.commit;
         let mut bytes: usize = group.iter().map(Staged::len).sum();
-        if bytes > 0 || group.iter().any(|staged| matches!(staged.op, Op::Clock)) {
+        if group.iter().any(Staged::is_written) {
             let puts = group.iter().any(Staged::is_put);
             if let Err(NoRoom(error)) = self.make_room(writer, bytes, puts).await? {
                 let error = Arc::new(error);
                 self.refuse(group, Staged::is_put, &error);
                 commit.full.replace(Some(Arc::clone(&error)));
                 bytes = group.iter().map(Staged::len).sum();
-                if bytes > 0
+                if group.iter().any(Staged::is_written)
                     && let Err(NoRoom(error)) = self.make_room(writer, bytes, false).await?
                 {
-                    let takes_room = |staged: &Staged| staged.len() > 0;
-                    self.refuse(group, takes_room, &Arc::new(error));
+                    self.refuse(group, Staged::is_written, &Arc::new(error));
                 }
             }
         }
         let sync = group.iter().any(|staged| staged.sync);
         let clock = self.clock.now();
-        let writes = |staged: &Staged| staged.len() > 0 || matches!(staged.op, Op::Clock);
         let mut places = Vec::with_capacity(group.len());
-        if group.iter().any(writes) {
+        if group.iter().any(Staged::is_written) {
             writer.begin(commit.sequence.get(), clock);
             if writer.is_empty() {
                 let own = writer.segment().id;
