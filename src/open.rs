@@ -5,15 +5,17 @@
 
 use crate::error::{Error, Result};
 use crate::limits::MAX_OPEN_SEGMENTS;
-use crate::log::superblock::{Superblock, random, sync_dir};
+use crate::log::segment::sync_dir;
+use crate::log::superblock::{Superblock, random, read_start};
 use crate::log::{BLOCK_LEN, Identity};
 use crate::options::Builder;
 use crate::partition::{Partition, Plan, Settings};
 use crate::report::OpenReport;
-use crate::rt::{self, Owned, Runtime};
+use crate::rt::{self, Handle, Owned};
+use std::any::Any;
 use std::cell::Cell;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::io::{self, ErrorKind, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,18 +25,24 @@ fn here(dir: &Path) -> &Path {
     if dir.as_os_str().is_empty() { Path::new(".") } else { dir }
 }
 
-/// Makes the directory if it is not there, durably.
-pub(crate) fn make_dir(dir: &Path) -> Result<()> {
-    // Those that are to be made, from the inside out.
-    let new: Vec<_> = dir.ancestors().take_while(|dir| !here(dir).is_dir()).collect();
-    fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    new.iter().filter_map(|dir| dir.parent()).try_for_each(|parent| sync_dir(here(parent)))
+/// Makes the directory if it is not there, and those above it, durably.
+pub(crate) async fn make_dir(dir: &Path) -> Result<()> {
+    let mut parts: Vec<_> = dir.ancestors().collect();
+    while let Some(part) = parts.pop() {
+        match rt::make_dir(None, here(part), 0o777).await {
+            Ok(()) => sync_dir(here(part.parent().unwrap_or(part))).await?,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(_) if !parts.is_empty() => {} // if it matters, so does the last one fail
+            Err(error) => return Err(Error::io("create", dir)(error)),
+        }
+    }
+    Ok(())
 }
 
 /// Makes the directory's own name durable, also if somebody else has just made it.
-pub(crate) fn sync_name(dir: &Path) -> Result<()> {
+pub(crate) async fn sync_name(dir: &Path) -> Result<()> {
     let parent = here(dir.parent().unwrap_or(dir));
-    match sync_dir(parent) {
+    match sync_dir(parent).await {
         // A directory that may not be read: whoever made this one in it answers for its name.
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::PermissionDenied => Ok(()),
         synced => synced,
@@ -93,15 +101,18 @@ fn partition_dir(dir: &Path, partition: u32) -> PathBuf {
 }
 
 /// Left by an interrupted creation, segments have no records. If one has, its superblock is lost.
-pub(crate) fn check_no_records(dir: &Path) -> Result<()> {
-    for folder in list(dir)? {
-        let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        if !(name.starts_with('p') && folder.is_dir()) {
+async fn check_no_records(dir: &Path) -> Result<()> {
+    for folder in list(dir).await? {
+        if !folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with('p')) {
             continue;
         }
-        for path in list(&folder)? {
+        let paths = match list(&folder).await {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotADirectory => continue,
+            listed => listed?,
+        };
+        for path in paths {
             let is_log = path.extension().is_some_and(|extension| extension == "log");
-            if is_log && has_records(&path)? {
+            if is_log && has_records(&path).await? {
                 let reason = "there are records, but no STORE file that they belong to";
                 return Err(Error::Corrupt { path, offset: 0, reason });
             }
@@ -110,84 +121,105 @@ pub(crate) fn check_no_records(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn list(dir: &Path) -> Result<Vec<PathBuf>> {
-    let entries: io::Result<Vec<_>> = fs::read_dir(dir).and_then(Iterator::collect);
-    let entries = entries.map_err(Error::io("list", dir))?;
-    let mut paths: Vec<_> = entries.iter().map(fs::DirEntry::path).collect();
+async fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let fd = rt::open(None, dir, libc::O_RDONLY | libc::O_DIRECTORY, 0).await;
+    let names = rt::list(&fd.map_err(Error::io("open", dir))?).await;
+    let names = names.map_err(Error::io("list", dir))?;
+    let mut paths: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
     paths.sort();
     Ok(paths)
 }
 
 /// Whether there is anything after a segment's header.
-fn has_records(path: &Path) -> Result<bool> {
-    let mut file = File::open(path).map_err(Error::io("open", path))?;
-    let mut block = vec![0; 2 * BLOCK_LEN];
-    let mut len = 0;
-    while len < block.len() {
-        match file.read(&mut block[len..]).map_err(Error::io("read", path))? {
-            0 => break,
-            n => len += n,
-        }
-    }
-    Ok(block[..len].iter().skip(BLOCK_LEN).any(|&byte| byte != 0))
+async fn has_records(path: &Path) -> Result<bool> {
+    let start = read_start(path, 2 * BLOCK_LEN).await?;
+    Ok(start.iter().skip(BLOCK_LEN).any(|&byte| byte != 0))
 }
 
 /// Makes an empty store: a folder for each partition, and then the superblock, which makes it
 /// exist. Each partition makes its first segment when it opens.
-pub(crate) fn create(dir: &Path, partitions: usize) -> Result<Superblock> {
+async fn create(dir: &Path, partitions: usize) -> Result<Superblock> {
     let count = u32::try_from(partitions).expect("at most MAX_PARTITIONS");
-    let superblock = Superblock::new(count)?;
+    let superblock = Superblock::new(count).await?;
     for index in 0..count {
         let folder = partition_dir(dir, index);
-        match fs::create_dir(&folder) {
+        match rt::make_dir(None, &folder, 0o777).await {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 // What an interrupted creation left belongs to a store that never was.
-                for path in list(&folder)? {
-                    fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                for path in list(&folder).await? {
+                    rt::unlink(None, &path).await.map_err(Error::io("remove", &path))?;
                 }
             }
             made => made.map_err(Error::io("create", &folder))?,
         }
-        sync_dir(&folder)?;
+        sync_dir(&folder).await?;
     }
-    superblock.write(dir)?;
+    superblock.write(dir).await?;
     Ok(superblock)
 }
 
 /// Makes the directories of a backup. Gives those of the partitions.
-pub(crate) fn make_backup_dirs(dir: &Path, partitions: usize) -> Result<Vec<PathBuf>> {
-    make_dir(dir)?;
-    if !list(dir)?.is_empty() {
+pub(crate) async fn make_backup_dirs(dir: &Path, partitions: usize) -> Result<Vec<PathBuf>> {
+    make_dir(dir).await?;
+    if !list(dir).await?.is_empty() {
         let error = io::Error::new(ErrorKind::DirectoryNotEmpty, "a backup needs a new directory");
         return Err(Error::io("back up to", dir)(error));
     }
     let count = u32::try_from(partitions).expect("at most MAX_PARTITIONS");
     let folders: Vec<_> = (0..count).map(|index| partition_dir(dir, index)).collect();
     for folder in &folders {
-        fs::create_dir(folder).map_err(Error::io("create", folder))?;
+        rt::make_dir(None, folder, 0o777).await.map_err(Error::io("create", folder))?;
     }
     Ok(folders)
 }
 
+/// Opens the store in a directory that is locked, or makes it, on these threads.
+pub(crate) async fn open_dir(
+    options: &Builder,
+    threads: &[Handle],
+    lock: Arc<dyn Any + Send + Sync>,
+) -> Result<(Superblock, Vec<Owned<Partition>>, OpenReport)> {
+    let dir = &options.dir;
+    let found = Superblock::read(dir).await?;
+    if let Some(superblock) = found
+        && superblock.partitions as usize != options.partitions
+    {
+        let found = superblock.partitions as usize;
+        return Err(Error::PartitionMismatch { found, requested: options.partitions });
+    }
+    if found.is_none() {
+        check_no_records(dir).await?;
+        sync_name(dir).await?;
+    }
+    // An opening that was killed may have left names that are not durable: the superblock's own.
+    sync_dir(dir).await?;
+    let superblock = match found {
+        Some(superblock) => superblock,
+        None => create(dir, options.partitions).await?,
+    };
+    let (partitions, report) = open_partitions(options, superblock, threads, &lock).await?;
+    Ok((superblock, partitions, report))
+}
+
 /// Opens all partitions at the same time, each on the thread that will own it: first all of them
 /// read, then all of them act, so that an opening that fails has changed nothing.
-pub(crate) fn open_partitions(
+async fn open_partitions(
     options: &Builder,
     superblock: Superblock,
-    runtime: &Runtime,
-    lock: &Arc<Lock>,
+    threads: &[Handle],
+    lock: &Arc<dyn Any + Send + Sync>,
 ) -> Result<(Vec<Owned<Partition>>, OpenReport)> {
     let Superblock { partitions, id, secret } = superblock;
     let quarantine = options.salvage.then(|| options.dir.join("quarantine"));
     let mut plans = Vec::new();
     for partition in 0..partitions {
-        let home = runtime.thread(partition as usize % runtime.size()).clone();
+        let home = threads[partition as usize % threads.len()].clone();
         let settings = Settings {
             dir: partition_dir(&options.dir, partition),
             quarantine: quarantine.clone(),
             identity: Identity { store: id, partition },
             secret,
-            seed: random()?,
+            seed: random().await?,
             segment_bytes: options.segment_bytes,
             open_files: open_files(partitions as usize),
             home: home.clone(),
@@ -196,7 +228,7 @@ pub(crate) fn open_partitions(
             Plan::read(settings).await.map(|plan| Owned::new(Cell::new(Some(plan))))
         }));
     }
-    let plans: Vec<Owned<Cell<Option<Plan>>>> = all(plans)?;
+    let plans: Vec<Owned<Cell<Option<Plan>>>> = all(plans).await?;
     let opening = plans.iter().map(|plan| {
         // Each partition holds the lock: while a thread may still write to a log, whatever
         // became of the store's handles, nobody else opens the directory.
@@ -207,7 +239,7 @@ pub(crate) fn open_partitions(
             Ok((Owned::from_rc(partition), report))
         })
     });
-    let opened = all(opening.collect())?;
+    let opened = all(opening.collect()).await?;
     let (partitions, reports) = opened.into_iter().unzip();
     Ok((partitions, OpenReport { partitions: reports }))
 }
@@ -218,8 +250,10 @@ fn open_files(partitions: usize) -> usize {
 }
 
 /// Waits for all of them, also after an error.
-fn all<T>(tasks: Vec<rt::Task<Result<T>>>) -> Result<Vec<T>> {
-    let done: Vec<Result<T>> =
-        tasks.into_iter().map(|task| rt::wait(task).map_err(Error::from)?).collect();
+async fn all<T>(tasks: Vec<rt::Task<Result<T>>>) -> Result<Vec<T>> {
+    let mut done = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        done.push(task.await.map_err(Error::from).and_then(|result| result));
+    }
     done.into_iter().collect()
 }

@@ -4,8 +4,10 @@ use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::limits::{MAX_PARTITIONS, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, SEGMENT_BYTES};
 use crate::partition::{Condition, Expiry};
+use crate::rt::Handle;
 use crate::store::Store;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How a store is opened. From [`Store::builder`].
@@ -77,6 +79,19 @@ impl Builder {
     ///
     /// As [`Store::open`].
     pub fn open(self) -> Result<Store> {
+        self.check()?;
+        Store::open_with(self)
+    }
+
+    /// Opens the store on executors of the caller's, without the lock that keeps others out: for
+    /// simulations. Such a store does not end their threads when it is closed.
+    #[doc(hidden)]
+    pub async fn open_on(self, threads: &[Handle]) -> Result<Store> {
+        self.check()?;
+        Store::open_on(self, threads, Arc::new(())).await
+    }
+
+    fn check(&self) -> Result<()> {
         if self.partitions == 0 || self.partitions > MAX_PARTITIONS {
             return Err(Error::InvalidOptions("a store has 1 to 4096 partitions"));
         }
@@ -86,7 +101,7 @@ impl Builder {
         if !(MIN_SEGMENT_BYTES..=MAX_SEGMENT_BYTES).contains(&self.segment_bytes) {
             return Err(Error::InvalidOptions("a segment has 64 KiB to 256 MiB"));
         }
-        Store::open_with(&self)
+        Ok(())
     }
 
     pub(crate) fn thread_count(&self) -> usize {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::limits::{QUEUE_BYTES, REQUEST_OVERHEAD};
 use crate::partition::Partition;
 use crate::partition::digest::Digest;
-use crate::rt::{Owned, Unstarted};
+use crate::rt::{Handle, Owned, Unstarted};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
@@ -35,6 +35,11 @@ impl Router {
 
     pub(crate) fn partitions(&self) -> usize {
         self.owners.len()
+    }
+
+    /// A thread for what concerns no partition.
+    pub(crate) fn home(&self) -> Handle {
+        self.owners[0].partition.home().clone()
     }
 
     pub(crate) fn digest(&self, key: &[u8]) -> Digest {

@@ -7,25 +7,25 @@ use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::limits::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::log::record::body_sum;
-use crate::log::superblock::{Superblock, sync_dir};
-use crate::open::{
-    check_no_records, create, lock_dir, make_backup_dirs, make_dir, open_partitions, sync_name,
-};
+use crate::log::segment::sync_dir;
+use crate::log::superblock::Superblock;
+use crate::open::{lock_dir, make_backup_dirs, make_dir, open_dir, sync_name};
 use crate::options::{Builder, PutOptions};
 use crate::partition::digest::Digest;
 use crate::partition::{BackupPart, Found, Partition, Put};
 use crate::reply::Reply;
 use crate::report::OpenReport;
 use crate::router::Router;
-use crate::rt::{Owned, Runtime, RuntimeConfig};
+use crate::rt::{self, Handle, Owned, Runtime, RuntimeConfig};
 use crate::stats::Stats;
 use bytes::Bytes;
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
 /// A key-value store in a directory. Clones are handles to the same store, from any thread.
@@ -85,41 +85,42 @@ impl Store {
         Builder::new(dir.as_ref())
     }
 
-    pub(crate) fn open_with(options: &Builder) -> Result<Self> {
-        let dir = &options.dir;
-        make_dir(dir)?;
-        let lock = lock_dir(dir)?;
-        let found = Superblock::read(dir)?;
-        if found.is_none() {
-            check_no_records(dir)?;
-            sync_name(dir)?;
-        }
-        if let Some(superblock) = found
-            && superblock.partitions as usize != options.partitions
-        {
-            let found = superblock.partitions as usize;
-            return Err(Error::PartitionMismatch { found, requested: options.partitions });
-        }
-        let threads = options.thread_count();
-        let runtime =
-            Runtime::start(RuntimeConfig { num_threads: threads, ..RuntimeConfig::default() })?;
-        // An opening that was killed may have left names that are not durable: the superblock's own.
-        sync_dir(dir)?;
-        let superblock = match found {
-            Some(superblock) => superblock,
-            None => create(dir, options.partitions)?,
-        };
-        let (partitions, report) = open_partitions(options, superblock, &runtime, &Arc::new(lock))?;
+    pub(crate) fn open_with(options: Builder) -> Result<Self> {
+        let num_threads = options.thread_count();
+        let runtime = Runtime::start(RuntimeConfig { num_threads, ..RuntimeConfig::default() })?;
+        let threads = runtime.threads().to_vec();
+        let opened = rt::wait(runtime.thread(0).schedule(async move {
+            make_dir(&options.dir).await?;
+            let lock = Arc::new(lock_dir(&options.dir)?);
+            Self::open_on(options, &threads, lock).await
+        }));
+        let store = opened??;
+        *store.runtime() = Some(runtime);
+        Ok(store)
+    }
+
+    /// Opens on these threads, without a runtime of its own, a directory that `lock` keeps others
+    /// from.
+    pub(crate) async fn open_on(
+        options: Builder,
+        threads: &[Handle],
+        lock: Arc<dyn Any + Send + Sync>,
+    ) -> Result<Self> {
+        let (superblock, partitions, report) = open_dir(&options, threads, lock).await?;
         let inner = Inner {
-            dir: dir.clone(),
+            dir: options.dir,
             durability: options.durability,
             superblock,
             report,
             closed: AtomicBool::new(false),
             router: Arc::new(Router::new(superblock.secret, partitions)),
-            runtime: Mutex::new(Some(runtime)),
+            runtime: Mutex::new(None),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    fn runtime(&self) -> MutexGuard<'_, Option<Runtime>> {
+        self.inner.runtime.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What opening the store found, and what it did about it.
@@ -396,17 +397,22 @@ impl Store {
         let (inner, dir) = (Arc::clone(&self.inner), dir.as_ref().to_owned());
         Reply::new(async move {
             inner.check_open()?;
-            // Names are made by blocking calls, all of them quick.
-            let folders = make_backup_dirs(&dir, inner.router.partitions())?;
             let router = Arc::clone(&inner.router);
+            let (home, target, count) = (router.home(), dir.clone(), router.partitions());
+            let made = home.schedule(async move { make_backup_dirs(&target, count).await });
+            let folders = made.await??;
             let parts = inner.router.send_past(0, |_| hold_all(router)).await?;
             for (part, folder) in parts.iter().zip(folders) {
                 let copy = part.schedule(|part| async move { part.copy_to(&folder).await });
                 copy.await.map_err(Error::from)??;
             }
-            sync_dir(&dir)?;
-            sync_name(&dir)?;
-            inner.superblock.write(&dir)
+            let superblock = inner.superblock;
+            let finished = home.schedule(async move {
+                sync_dir(&dir).await?;
+                sync_name(&dir).await?;
+                superblock.write(&dir).await
+            });
+            finished.await?
         })
     }
 
@@ -429,8 +435,8 @@ impl Store {
     /// [`Error::Poisoned`] if a write had failed; [`Error::Stop`]; [`Error::Closed`] if it was
     /// closed already. The store is closed in any case.
     pub fn close(self) -> Reply<()> {
-        let inner = self.inner;
         Reply::new(async move {
+            let inner = &self.inner;
             if inner.closed.swap(true, Ordering::AcqRel) {
                 return Err(Error::Closed);
             }
@@ -439,7 +445,7 @@ impl Store {
                 let sealed = inner.router.send_past(index, |p| async move { p.close().await });
                 outcome = outcome.and(sealed.await);
             }
-            let runtime = inner.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let runtime = self.runtime().take();
             let stopped = match runtime {
                 Some(runtime) => stop(runtime).await,
                 None => Ok(()),

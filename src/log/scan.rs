@@ -250,6 +250,7 @@ impl<'a> Scan<'a> {
                 let found = record.kind == Kind::Seal && offset == at.next_multiple_of(BLOCK);
                 if found && mark.is_some_and(|mark| mark.durable == at) {
                     // A recovery found the end here, and sealed behind what was torn.
+                    (self.seen.torn_bytes, self.seen.torn_records) = (0, 0);
                     self.offset = offset;
                     return Ok(());
                 }

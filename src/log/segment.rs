@@ -63,7 +63,8 @@ async fn open_file(path: &Path, flags: i32) -> io::Result<(Fd, Access, u64)> {
                 && u64::from(direct.offset) <= BLOCK
                 && direct.memory as usize <= AlignedBuf::ALIGN
             {
-                let align = u64::from(direct.offset);
+                // A read that came short goes on at such a multiple, in the file and in memory.
+                let align = u64::from(direct.offset.max(direct.memory));
                 return Ok((fd, Access { direct: true, align }, stat.len));
             }
         }
@@ -121,7 +122,7 @@ impl Segment {
         let mut block = AlignedBuf::new();
         block.resize(BLOCK_LEN);
         block[..HEADER_LEN].copy_from_slice(&encode_header(identity, id, salt));
-        rt::write_all(&fd, block, 0).await.0?;
+        write_blocks(&fd, block, 0, 0).await.0?;
         rt::fsync(&fd, false).await?;
         Ok((fd, access))
     }
@@ -231,9 +232,18 @@ impl Segment {
             // A direct read goes on where a block begins; what it reads twice is the same.
             let next = (done + n) as u64 / align * align;
             let next = usize::try_from(next).expect("within the buffer");
-            if done + n >= want || next == done {
-                // All of it, or all that the file has.
-                buf.truncate((done + n).min(want));
+            if done + n >= want {
+                buf.truncate(want);
+                return (Ok(skip..want), buf);
+            }
+            if next == done {
+                // It came short within a block: because the file ends there?
+                match rt::stat(&fd).await {
+                    Ok(stat) if start + ((done + n) as u64) < stat.len => continue,
+                    Ok(_) => {}
+                    Err(error) => return (Err(error), buf),
+                }
+                buf.truncate(done + n);
                 let end = buf.len();
                 return (Ok(skip.min(end)..end), buf);
             }
@@ -268,7 +278,7 @@ impl Segment {
     /// makes it durable; with `dirty`, what was written before as well. Gives the buffer back.
     pub(crate) async fn write(
         &self,
-        mut buf: AlignedBuf,
+        buf: AlignedBuf,
         offset: u64,
         sync: bool,
         dirty: bool,
@@ -279,25 +289,9 @@ impl Segment {
         };
         let in_one = sync && !dirty && self.access.get().direct;
         let flags = if in_one { libc::RWF_DSYNC } else { 0 };
-        let len = buf.len();
-        let step = if self.access.get().direct { BLOCK_LEN } else { 1 };
-        let (mut done, mut in_vain) = (0, 0);
-        while done < len {
-            let write = rt::write_with(&fd, buf.part(done..len), offset + done as u64, flags);
-            let (result, part) = write.await;
-            buf = part.into_inner();
-            let n = match result {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return (Err(error), buf),
-                Ok(n) => n,
-            };
-            // A direct write goes on where a block begins; what it writes twice is the same.
-            let next = if done + n == len { len } else { (done + n) / step * step };
-            in_vain = if next == done { in_vain + 1 } else { 0 };
-            if n == 0 || in_vain > 8 {
-                return (Err(io::ErrorKind::WriteZero.into()), buf);
-            }
-            done = next;
+        let (result, buf) = write_blocks(&fd, buf, offset, flags).await;
+        if result.is_err() {
+            return (result, buf);
         }
         if sync && !in_one {
             return (rt::fsync(&fd, true).await, buf);
@@ -308,6 +302,16 @@ impl Segment {
     /// Makes all that was written durable. After an error nothing more must be written.
     pub(crate) async fn sync(&self) -> io::Result<()> {
         rt::fsync(&self.fd().await?, true).await
+    }
+
+    /// Makes durable what only a cache has, and has the cache forget it: what is read next is what the
+    /// device has, also if an earlier sync failed and left in the cache what it could not write.
+    pub(crate) async fn settle(&self) -> io::Result<()> {
+        self.sync().await?;
+        if self.access.get().direct {
+            return Ok(());
+        }
+        rt::advise(&self.fd().await?, libc::POSIX_FADV_DONTNEED).await
     }
 
     /// Makes room from `from` to `to`, so that writing there cannot meet a full disk.
@@ -325,6 +329,35 @@ impl Segment {
     }
 }
 
+/// Writes from a block's beginning on, however short the single writes come: each goes on where a
+/// block begins, as direct I/O wants it. What is written twice is the same.
+async fn write_blocks(
+    fd: &Fd,
+    mut buf: AlignedBuf,
+    offset: u64,
+    flags: i32,
+) -> (io::Result<()>, AlignedBuf) {
+    let len = buf.len();
+    let (mut done, mut in_vain) = (0, 0);
+    while done < len {
+        let write = rt::write_with(fd, buf.part(done..len), offset + done as u64, flags);
+        let (result, part) = write.await;
+        buf = part.into_inner();
+        let n = match result {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return (Err(error), buf),
+            Ok(n) => n,
+        };
+        let next = if done + n == len { len } else { (done + n) / BLOCK_LEN * BLOCK_LEN };
+        in_vain = if next == done { in_vain + 1 } else { 0 };
+        if n == 0 || in_vain > 8 {
+            return (Err(io::ErrorKind::WriteZero.into()), buf);
+        }
+        done = next;
+    }
+    (Ok(()), buf)
+}
+
 /// `fallocate`, or writing zeroes where a file system has no such thing.
 async fn allocate(fd: &Fd, from: u64, len: u64) -> io::Result<()> {
     match rt::allocate(fd, 0, from, len).await {
@@ -336,7 +369,7 @@ async fn allocate(fd: &Fd, from: u64, len: u64) -> io::Result<()> {
         let chunk = (from + len - at).min(super::CHUNK as u64);
         let mut zeroes = AlignedBuf::new();
         zeroes.resize(usize::try_from(chunk).expect("at most a chunk"));
-        rt::write_all(fd, zeroes, at).await.0?;
+        write_blocks(fd, zeroes, at, 0).await.0?;
         at += chunk;
     }
     Ok(())

@@ -13,17 +13,17 @@
 //! Invariant: a store exists if and only if this file does. It appears by a rename, when
 //! everything else of the new store is durable.
 
-use super::segment::FORMAT_VERSION;
+use super::segment::{FORMAT_VERSION, sync_dir};
 use crate::error::{Error, Result};
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use crate::rt;
+use std::io::ErrorKind;
 use std::path::Path;
 
 const NAME: &str = "STORE";
 const LEN: usize = 52;
 const MAGIC: &[u8; 8] = b"ringlogS";
 
-/// See the module. Read and written while opening only, when blocking calls are fine.
+/// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Superblock {
     pub(crate) partitions: u32,
@@ -32,17 +32,27 @@ pub(crate) struct Superblock {
 }
 
 /// Random bytes of the system's.
-pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
+pub(crate) async fn random<const N: usize>() -> Result<[u8; N]> {
     let path = Path::new("/dev/urandom");
-    let mut bytes = [0; N];
-    let mut file = File::open(path).map_err(Error::io("open", path))?;
-    file.read_exact(&mut bytes).map_err(Error::io("read", path))?;
-    Ok(bytes)
+    let fd = rt::open(None, path, libc::O_RDONLY, 0).await.map_err(Error::io("open", path))?;
+    let (read, bytes) = rt::read_exact(&fd, [0; N], 0).await;
+    read.map(|()| bytes).map_err(Error::io("read", path))
+}
+
+/// What a file begins with: so many bytes, or as many as it has.
+pub(crate) async fn read_start(path: &Path, len: usize) -> Result<Vec<u8>> {
+    let fd = rt::open(None, path, libc::O_RDONLY, 0).await.map_err(Error::io("open", path))?;
+    match rt::read_exact(&fd, Vec::with_capacity(len), 0).await {
+        (Err(error), _) if error.kind() != ErrorKind::UnexpectedEof => {
+            Err(Error::io("read", path)(error))
+        }
+        (_, bytes) => Ok(bytes),
+    }
 }
 
 impl Superblock {
-    pub(crate) fn new(partitions: u32) -> Result<Self> {
-        Ok(Self { partitions, id: random()?, secret: random()? })
+    pub(crate) async fn new(partitions: u32) -> Result<Self> {
+        Ok(Self { partitions, id: random().await?, secret: random().await? })
     }
 
     fn encode(&self) -> [u8; LEN] {
@@ -81,30 +91,27 @@ impl Superblock {
     }
 
     /// The superblock of the store in `dir`, if there is a store.
-    pub(crate) fn read(dir: &Path) -> Result<Option<Self>> {
+    pub(crate) async fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(NAME);
-        match fs::read(&path) {
+        match read_start(&path, LEN + 1).await {
             Ok(bytes) => Self::decode(&bytes, &path).map(Some),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io("read", &path)(error)),
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
     /// Makes the store exist, durably.
-    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+    pub(crate) async fn write(&self, dir: &Path) -> Result<()> {
         let (path, draft) = (dir.join(NAME), dir.join("STORE.tmp"));
-        let mut file = File::create(&draft).map_err(Error::io("create", &draft))?;
-        file.write_all(&self.encode()).map_err(Error::io("write", &draft))?;
-        file.sync_all().map_err(Error::io("sync", &draft))?;
-        sync_dir(dir)?; // the logs' names, and the draft's
-        fs::rename(&draft, &path).map_err(Error::io("rename", &draft))?;
-        sync_dir(dir)
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
+        let fd = rt::open(None, &draft, flags, 0o644).await.map_err(Error::io("create", &draft))?;
+        let (written, _) = rt::write_all(&fd, self.encode(), 0).await;
+        written.map_err(Error::io("write", &draft))?;
+        rt::fsync(&fd, false).await.map_err(Error::io("sync", &draft))?;
+        sync_dir(dir).await?; // the logs' names, and the draft's
+        rt::rename(None, &draft, None, &path).await.map_err(Error::io("rename", &draft))?;
+        sync_dir(dir).await
     }
-}
-
-/// Makes the names in a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
 }
 
 #[cfg(test)]
@@ -113,7 +120,7 @@ mod tests {
 
     #[test]
     fn every_flip_and_every_length_of_a_superblock_is_refused() {
-        let superblock = Superblock::new(4).unwrap();
+        let superblock = Superblock { partitions: 4, id: [7; 16], secret: [8; 16] };
         let (bytes, path) = (superblock.encode(), Path::new("STORE"));
         assert_eq!(Superblock::decode(&bytes, path).unwrap(), superblock);
         for bit in 0..LEN * 8 {

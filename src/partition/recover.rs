@@ -58,7 +58,7 @@ enum State {
     Hinted,
     /// Sealed, and scanned.
     Sealed,
-    /// With records, and without a seal.
+    /// With records, which end there, and without a seal.
     Unsealed,
     /// Without a whole record, but not untouched.
     Torn,
@@ -246,7 +246,7 @@ impl Plan {
         while let Some(id) = ids.pop() {
             let Some((segment, len)) = self.open(id).await? else { continue };
             // What only a cache has must not be believed.
-            segment.sync().await.map_err(Error::io("sync", segment.path()))?;
+            segment.settle().await.map_err(Error::io("sync", segment.path()))?;
             let (loaded, seen) = load(&self.settings, segment, len, false).await?;
             self.note_seen(&loaded, seen);
             let segment = loaded.segment;
@@ -292,7 +292,7 @@ impl Plan {
             }
             let Some((segment, len)) = self.open(id).await? else { continue };
             if Some(id) == newest {
-                segment.sync().await.map_err(Error::io("sync", segment.path()))?;
+                segment.settle().await.map_err(Error::io("sync", segment.path()))?;
             }
             let (loaded, seen) = load(&self.settings, segment, len, true).await?;
             self.note_seen(&loaded, seen);
@@ -471,7 +471,7 @@ impl Plan {
 
 /// The first segment of a partition that has none.
 async fn make_first(dir: &Path, identity: &Identity, id: u64) -> Result<Spare> {
-    let salt = u64::from_le_bytes(crate::log::superblock::random()?);
+    let salt = u64::from_le_bytes(crate::log::superblock::random().await?);
     let room = crate::log::writer::FIRST_ROOM;
     let segment = Rc::new(Segment::create(dir, identity, id, salt, room).await?);
     Ok(Spare { segment, prepared: room })

@@ -1,0 +1,354 @@
+//! The clients of a life: tasks that write and read, some of which go away before their answer.
+
+use super::faults::Fault;
+use super::model::{Clock, Model, Shown, Write, value};
+use super::rng::Rng;
+use super::world::World;
+use ringlog::{Bytes, Durability, Error, PutOptions, Reply, Store, rt};
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::{Duration, SystemTime};
+
+/// What a life's clients share.
+pub struct Scene {
+    pub world: Rc<RefCell<World>>,
+    pub model: Rc<RefCell<Model>>,
+    pub store: Store,
+    pub durability: Durability,
+    /// One in so many futures is dropped; 0 for none.
+    pub abandons: u64,
+    /// The size of most values.
+    pub bytes: u64,
+    /// Errors may be answered.
+    pub may_fail: bool,
+    /// Damage may be answered.
+    pub may_be_corrupt: bool,
+    pub operations: Rc<Cell<u64>>,
+}
+
+pub type Checked = Result<(), String>;
+
+impl Scene {
+    fn model(&self) -> std::cell::RefMut<'_, Model> {
+        self.model.borrow_mut()
+    }
+
+    pub fn clock(&self, from: u64) -> Clock {
+        Clock { from, to: self.world.borrow().latest_millis() }
+    }
+
+    pub fn wall(&self) -> u64 {
+        self.world.borrow().wall_millis()
+    }
+
+    /// An error that was answered: may it be?
+    pub fn judge(&self, error: &Error) -> Checked {
+        let fine = match error {
+            Error::Corrupt { .. } => self.may_be_corrupt || self.world.borrow().dropped,
+            Error::Io { .. } | Error::Full { .. } | Error::Poisoned { .. } => self.may_fail,
+            _ => false,
+        };
+        if fine { Ok(()) } else { Err(format!("an answer without a reason: {error:?}")) }
+    }
+
+    /// What became of a write that failed.
+    fn write_failed(&self, key: usize, op: u64, error: &Error) -> Checked {
+        let mut model = self.model();
+        match error {
+            Error::Full { .. } => model.refuse(key, op),
+            Error::Poisoned { .. } => {
+                let partition = model.partition(key);
+                model.poison(partition);
+            }
+            _ => {}
+        }
+        drop(model);
+        self.judge(error)
+    }
+
+    /// Awaits a reply, or goes away before it is there.
+    async fn answer<T>(&self, rng: &mut Rng, reply: Reply<T>) -> Option<ringlog::Result<T>> {
+        self.operations.set(self.operations.get() + 1);
+        if self.abandons == 0 || !rng.one_in(self.abandons) {
+            return Some(reply.await);
+        }
+        self.world.borrow_mut().faults.note(Fault::Abandoned);
+        if rng.one_in(3) {
+            let mut reply = pin!(reply);
+            // One poll, and gone.
+            return std::future::poll_fn(|cx| match reply.as_mut().poll(cx) {
+                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                Poll::Pending => Poll::Ready(None),
+            })
+            .await;
+        }
+        let limit = Duration::from_nanos(rng.below(600_000));
+        rt::with_deadline(limit, reply).await.ok()
+    }
+
+    fn shown(&self, key: usize, entry: &Bytes, version: u64) -> Result<Shown, String> {
+        let op = entry.get(..8).and_then(|op| op.try_into().ok()).map(u64::from_le_bytes);
+        let op = op.ok_or_else(|| format!("key {key} has {} bytes", entry.len()))?;
+        if value(op, entry.len()) != entry[..] {
+            return Err(format!("key {key} has a value that is not whole: {op}"));
+        }
+        let model = self.model();
+        let write = model.keys[key].writes.iter().find(|write| write.op == op);
+        if write.is_none_or(|write| write.len != Some(entry.len())) {
+            return Err(format!("key {key} has {} bytes of {op}: {write:?}", entry.len()));
+        }
+        Ok(Shown { op, version })
+    }
+
+    /// Reads a key: what it shows, and from when on.
+    pub async fn get(&self, key: usize) -> Result<Option<Option<Shown>>, String> {
+        let name = self.model().keys[key].name.clone();
+        match self.store.get_entry(&name).await {
+            Ok(None) => Ok(Some(None)),
+            Ok(Some(e)) => self.shown(key, &e.value, e.version).map(|shown| Some(Some(shown))),
+            Err(error) => self.judge(&error).map(|()| None),
+        }
+    }
+
+    pub async fn read(&self, rng: &mut Rng, key: usize) -> Checked {
+        let (started, wall) = (self.model().tick(), self.wall());
+        let name = self.model().keys[key].name.clone();
+        let Some(answer) = self.answer(rng, self.store.get_entry(&name)).await else {
+            return Ok(());
+        };
+        let shown = match answer {
+            Ok(None) => None,
+            Ok(Some(entry)) => Some(self.shown(key, &entry.value, entry.version)?),
+            Err(error) => return self.judge(&error),
+        };
+        let clock = self.clock(wall);
+        self.model().read(key, started, shown, clock)
+    }
+
+    fn len(&self, rng: &mut Rng) -> usize {
+        let most = match rng.below(40) {
+            0 => 100_000,
+            1..10 => self.bytes * 4,
+            _ => self.bytes,
+        };
+        8 + rng.index(usize::try_from(most).unwrap())
+    }
+
+    async fn put(&self, rng: &mut Rng, key: usize) -> Checked {
+        let durability = match rng.below(4) {
+            0 => rng.pick(&[
+                Durability::Sync,
+                Durability::Buffered,
+                Durability::Interval(Duration::from_millis(5)),
+            ]),
+            _ => self.durability,
+        };
+        let mut options = PutOptions::new().durability(durability);
+        let mut expiry = 0;
+        if self.model().keys[key].expires && rng.one_in(2) {
+            expiry = (self.wall() + rng.below(400)).saturating_sub(50).max(1);
+            options = options.expires_at(SystemTime::UNIX_EPOCH + Duration::from_millis(expiry));
+        }
+        let mut from = None;
+        let conditional = rng.below(8);
+        if conditional == 0 {
+            options = options.if_absent();
+        } else if conditional == 1 {
+            options = options.if_present();
+        } else if conditional == 2 {
+            let known = self.model().keys[key].writes.iter().rev().find(|w| w.version > 0).cloned();
+            if let Some(write) = known {
+                options = options.if_version(write.version);
+                from = Some(write.op);
+            }
+        }
+        let len = self.len(rng);
+        let (name, op) = {
+            let mut model = self.model();
+            let op = model.try_write(key, Some(len), durability == Durability::Sync, expiry);
+            (model.keys[key].name.clone(), op)
+        };
+        let reply = self.store.put_with(&name, value(op, len), options);
+        match self.answer(rng, reply).await {
+            None => Ok(()),
+            Some(Ok(Some(version))) => {
+                let mut model = self.model();
+                model.acknowledge(key, op, version)?;
+                from.map_or(Ok(()), |from| model.derive(key, from, op))
+            }
+            Some(Ok(None)) if conditional <= 2 => {
+                self.model().refuse(key, op);
+                Ok(())
+            }
+            Some(Ok(None)) => Err(format!("{op} had no condition, and did not hold")),
+            Some(Err(error)) => self.write_failed(key, op, &error),
+        }
+    }
+
+    async fn update(&self, rng: &mut Rng, key: usize) -> Checked {
+        let len = self.len(rng);
+        let (name, op) = {
+            let mut model = self.model();
+            let op = model.try_write(key, Some(len), self.durability == Durability::Sync, 0);
+            (model.keys[key].name.clone(), op)
+        };
+        let old = Arc::new(Mutex::new(None));
+        let saw = Arc::clone(&old);
+        let reply = self.store.update(&name, move |old| {
+            *saw.lock().unwrap() = old.map(|old| u64::from_le_bytes(old[..8].try_into().unwrap()));
+            Some(value(op, len))
+        });
+        match self.answer(rng, reply).await {
+            None => Ok(()),
+            Some(Ok(_)) => {
+                let mut model = self.model();
+                model.acknowledge(key, op, 0)?;
+                let from = old.lock().unwrap().take();
+                from.map_or(Ok(()), |from| model.derive(key, from, op))
+            }
+            Some(Err(error)) => self.write_failed(key, op, &error),
+        }
+    }
+
+    async fn delete(&self, rng: &mut Rng, key: usize) -> Checked {
+        let wall = self.wall();
+        let (name, op) = {
+            let mut model = self.model();
+            let op = model.try_write(key, None, self.durability == Durability::Sync, 0);
+            (model.keys[key].name.clone(), op)
+        };
+        let answer = self.answer(rng, self.store.delete(&name)).await;
+        let clock = self.clock(wall);
+        match answer {
+            None => Ok(()),
+            Some(Ok(was)) => {
+                let mut model = self.model();
+                model.refuse(key, op); // to see what else was possible
+                let (value, nothing) = model.possible(key, op, clock);
+                if (was && !value) || (!was && !nothing) {
+                    return Err(format!("a delete of key {key} says {was}: {:?}", model.keys[key]));
+                }
+                if was {
+                    model.write(key, op).failed = false;
+                    return model.acknowledge(key, op, 0);
+                }
+                Ok(())
+            }
+            Some(Err(error)) => self.write_failed(key, op, &error),
+        }
+    }
+
+    /// All that a scan shows was there, and what is certain it shows once.
+    async fn scan(&self) -> Checked {
+        let (started, wall) = (self.model().tick(), self.wall());
+        let mut scan = self.store.scan();
+        let mut shown = Vec::new();
+        while let Some(entry) = scan.next().await {
+            match entry {
+                Ok(entry) => shown.push(entry),
+                Err(error) => return self.judge(&error),
+            }
+        }
+        let clock = self.clock(wall);
+        let keys = self.model().keys.len();
+        for key in 0..keys {
+            let name = self.model().keys[key].name.clone();
+            let entries: Vec<_> = shown.iter().filter(|entry| entry.key == name).collect();
+            let quiet = |w: &Write| w.failed || w.end < started;
+            let quiet = self.model().keys[key].writes.iter().all(quiet);
+            let certain = self.model().certain(key, clock);
+            if let (true, Some(certain)) = (quiet, certain)
+                && entries.len() != usize::from(certain.is_some())
+            {
+                let key = &self.model().keys[key];
+                return Err(format!("a scan shows {} entries of {key:?}", entries.len()));
+            }
+            for entry in entries {
+                let shown = self.shown(key, &entry.value, entry.version)?;
+                self.model().read(key, started, Some(shown), clock)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn sync(&self, rng: &mut Rng) -> Checked {
+        let start = self.model().tick();
+        match self.answer(rng, self.store.sync()).await {
+            None => Ok(()),
+            Some(Ok(())) => {
+                self.model().synced(start);
+                Ok(())
+            }
+            Some(Err(error)) => self.judge(&error),
+        }
+    }
+
+    /// One operation, of any kind.
+    pub async fn operate(&self, rng: &mut Rng) -> Checked {
+        let keys = self.model().keys.len();
+        // Some keys are written all the time.
+        let key = if rng.one_in(2) { rng.index(keys) } else { rng.index(keys.min(6)) };
+        match rng.below(200) {
+            0..90 => self.put(rng, key).await,
+            90..105 if !self.model().keys[key].expires => self.update(rng, key).await,
+            105..130 => self.delete(rng, key).await,
+            130..133 => self.sync(rng).await,
+            133 => self.compact(rng).await,
+            134..136 => self.scan().await,
+            136 => self.verify().await,
+            137..145 => {
+                let pause = Duration::from_micros(rng.below(20_000));
+                drop(rt::timeout(pause).await);
+                Ok(())
+            }
+            _ => self.read(rng, key).await,
+        }
+    }
+
+    pub async fn compact(&self, rng: &mut Rng) -> Checked {
+        match self.answer(rng, self.store.compact()).await {
+            Some(Err(error)) => self.judge(&error),
+            _ => Ok(()),
+        }
+    }
+
+    pub async fn verify(&self) -> Checked {
+        match self.store.verify().await {
+            Ok(report) if report.is_sound() => Ok(()),
+            Ok(report) if self.may_be_corrupt || self.world.borrow().dropped => Ok(drop(report)),
+            Ok(report) => Err(format!("verify found {:?}", report.problems)),
+            Err(error) => self.judge(&error),
+        }
+    }
+
+    /// What every key shows, read again, is what the scan and the count say.
+    pub async fn check_whole(&self) -> Checked {
+        let mut rng = Rng::new(0);
+        let keys = self.model().keys.len();
+        for key in 0..keys {
+            self.read(&mut rng, key).await?;
+        }
+        self.scan().await?;
+        let len = self.store.len().await.map_err(|error| format!("len: {error:?}"))?;
+        let clock = self.clock(self.wall());
+        let model = self.model();
+        let (mut least, mut most) = (0, 0);
+        for key in 0..model.keys.len() {
+            match model.certain(key, clock) {
+                Some(certain) if !model.keys[key].expires => {
+                    least += u64::from(certain.is_some());
+                    most += u64::from(certain.is_some());
+                }
+                _ => most += 1,
+            }
+        }
+        if !(least..=most).contains(&len) {
+            return Err(format!("there are {len} keys, not {least} to {most}"));
+        }
+        Ok(())
+    }
+}

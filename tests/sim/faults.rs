@@ -1,0 +1,106 @@
+//! What goes wrong, and how often. Each life has a few kinds of fault turned on, so that rare ones
+//! meet undisturbed, and together.
+
+use super::rng::Rng;
+
+macro_rules! kinds {
+    ($($kind:ident $name:literal),+ $(,)?) => {
+        /// A kind of fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Fault { $($kind),+ }
+
+        pub const NAMES: &[&str] = &[$($name),+];
+        const KINDS: &[Fault] = &[$(Fault::$kind),+];
+    };
+}
+
+kinds! {
+    ReadError "EIO on read",
+    WriteError "EIO on write",
+    SyncError "EIO on sync, unsynced data dropped",
+    OpenError "EIO on open",
+    NameError "EIO on a change of names",
+    ShortRead "short read",
+    ShortWrite "short write",
+    Interrupted "EINTR",
+    NoSpace "ENOSPC",
+    NoFiles "EMFILE",
+    Late "late completion",
+    ClockStep "clock step",
+    Abandoned "future dropped",
+    PowerCut "power cut",
+    Kill "process killed",
+    Cancelled "operation cancelled",
+    BitFlip "bit flipped",
+    LostWrite "write lost",
+    Misdirected "write misdirected",
+}
+
+/// Faults that no error may follow from.
+const HARMLESS: &[Fault] =
+    &[Fault::ShortRead, Fault::ShortWrite, Fault::Interrupted, Fault::Late, Fault::ClockStep];
+
+pub type Counts = [u64; NAMES.len()];
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Faults {
+    /// None strikes while this is off.
+    pub on: bool,
+    /// One in so many; 0 for never.
+    rates: [u64; NAMES.len()],
+    pub struck: Counts,
+}
+
+impl Faults {
+    pub fn none() -> Self {
+        Self { on: false, rates: [0; NAMES.len()], struck: [0; NAMES.len()] }
+    }
+
+    /// Those of a new life.
+    pub fn choose(&mut self, rng: &mut Rng) {
+        self.rates = [0; NAMES.len()];
+        if rng.one_in(4) {
+            return;
+        }
+        for kind in [
+            Fault::ReadError,
+            Fault::WriteError,
+            Fault::SyncError,
+            Fault::OpenError,
+            Fault::NameError,
+            Fault::ShortRead,
+            Fault::ShortWrite,
+            Fault::Interrupted,
+            Fault::NoSpace,
+            Fault::NoFiles,
+            Fault::Late,
+            Fault::ClockStep,
+        ] {
+            if rng.one_in(5) {
+                self.rates[kind as usize] = 1 << (2 + rng.below(9));
+            }
+        }
+    }
+
+    /// Turns on one kind, at this rate.
+    pub fn set(&mut self, kind: Fault, rate: u64) {
+        self.rates[kind as usize] = rate;
+    }
+
+    pub fn strikes(&mut self, kind: Fault, rng: &mut Rng) -> bool {
+        let rate = self.rates[kind as usize];
+        let strikes = self.on && rate > 0 && rng.one_in(rate);
+        self.struck[kind as usize] += u64::from(strikes);
+        strikes
+    }
+
+    pub fn note(&mut self, kind: Fault) {
+        self.struck[kind as usize] += 1;
+    }
+
+    /// Whether errors may follow from what is turned on.
+    pub fn may_fail(&self) -> bool {
+        KINDS.iter().any(|kind| self.rates[*kind as usize] > 0 && !HARMLESS.contains(kind))
+    }
+}

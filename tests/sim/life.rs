@@ -1,0 +1,337 @@
+//! The lives of one seed: the store is opened, checked, used, and ends in some way, again and again
+//! on the same disk. The last life is calm: nothing fails, so everything must end, and fit.
+
+use super::clients::{Checked, Scene};
+use super::content::Content;
+use super::disk::{Disk, Node};
+use super::driver::SimDriver;
+use super::faults::Counts;
+use super::model::{Clock, Model};
+use super::rng::Rng;
+use super::world::{End, World};
+use ringlog::rt::{Executor, Handle};
+use ringlog::{Durability, Error, Store, rt};
+use siphasher::sip128::{Hasher128, SipHasher13};
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::hash::Hasher;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+const DIR: &str = "/sim/store";
+
+/// What a seed has done.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    pub lives: u64,
+    pub operations: u64,
+    pub opened: u64,
+    pub refused: u64,
+    pub steps: u64,
+    pub merges: u64,
+    pub segments: u64,
+    pub struck: Counts,
+    pub trace: u64,
+}
+
+/// How a life went.
+enum Outcome {
+    Ended(End),
+    /// It was not opened.
+    Refused,
+    /// It came to its own end.
+    Over,
+}
+
+/// See the module.
+pub struct Seed {
+    rng: Rng,
+    world: Rc<RefCell<World>>,
+    model: Rc<RefCell<Model>>,
+    partitions: usize,
+    segment_bytes: u64,
+    durability: Durability,
+    bytes: u64,
+    summary: Rc<RefCell<Summary>>,
+    operations: Rc<Cell<u64>>,
+    talks: bool,
+}
+
+impl Seed {
+    pub fn new(seed: u64, talks: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut world = World::new(rng.next());
+        world.talks = talks;
+        let keys = rng.pick(&[4, 10, 30, 80]);
+        let buffered = Durability::Buffered;
+        Self {
+            world: Rc::new(RefCell::new(world)),
+            model: Rc::new(RefCell::new(Model::new(keys))),
+            partitions: rng.pick(&[1, 1, 2, 3]),
+            segment_bytes: rng.pick(&[64 << 10, 64 << 10, 64 << 10, 256 << 10, 2 << 20]),
+            durability: rng.pick(&[Durability::Sync, Durability::Sync, buffered]),
+            bytes: rng.pick(&[32, 400, 3000, 12_000]),
+            summary: Rc::default(),
+            operations: Rc::default(),
+            talks,
+            rng,
+        }
+    }
+
+    /// The disk tells lies about syncs: for the canary.
+    pub fn lie(&mut self) {
+        self.world.borrow_mut().lies = true;
+    }
+
+    pub fn run(mut self) -> Result<Summary, String> {
+        let lives = 1 + self.rng.below(7);
+        for life in 0..=lives {
+            self.live(life == lives).map_err(|why| format!("life {life} of {lives}: {why}"))?;
+        }
+        let world = self.world.borrow();
+        let mut summary = self.summary.borrow().clone();
+        summary.operations = self.operations.get();
+        (summary.struck, summary.trace) = (world.faults.struck, world.trace);
+        Ok(summary)
+    }
+
+    fn live(&mut self, calm: bool) -> Result<(), String> {
+        let end = if self.rng.one_in(3) { End::Kill } else { End::PowerCut };
+        let end_at = match self.rng.below(6) {
+            0 => None,
+            1 => Some(self.rng.below(100)),
+            2 => Some(self.rng.below(600)),
+            3 => Some(self.rng.below(3_000)),
+            _ => Some(self.rng.below(20_000)),
+        };
+        let may_fail = {
+            let world = &mut *self.world.borrow_mut();
+            world.begin_life(end_at.filter(|_| !calm).map(|at| (at, end)));
+            world.faults.choose(&mut self.rng);
+            world.faults.on = !calm;
+            world.disk.capacity = u64::MAX;
+            let used = world.disk.used();
+            if !calm && self.rng.one_in(12) {
+                world.disk.capacity = used + self.rng.below(600_000);
+            }
+            !calm && (world.faults.may_fail() || world.disk.capacity < u64::MAX)
+        };
+        if self.talks {
+            let world = self.world.borrow();
+            println!(
+                "-- life: calm {calm}, end {:?}, {:?}, capacity {}, direct {:?}",
+                world.end_at, world.faults, world.disk.capacity, world.direct
+            );
+        }
+        let executor = Executor::with_driver(SimDriver::new(&self.world));
+        let life = self.work(executor.handle(), calm, may_fail);
+        let outcome = executor.block_on(until_end(&self.world, life));
+        if self.talks {
+            println!("-- ended: {:?}", outcome.as_ref().map(|o| matches!(o, Outcome::Refused)));
+        }
+        self.world.borrow_mut().end(end); // if it was not over, it is now
+        drop(executor);
+        let outcome = outcome?;
+        let mut summary = self.summary.borrow_mut();
+        summary.lives += 1;
+        summary.steps += self.world.borrow().steps;
+        summary.refused += u64::from(matches!(outcome, Outcome::Refused));
+        if super::panics() > 0 {
+            return Err("the engine panicked".to_owned());
+        }
+        let (ended, dropped) = (self.world.borrow().ended, self.world.borrow().dropped);
+        if may_fail {
+            self.model.borrow_mut().doubt_expiries();
+        }
+        if dropped {
+            self.model.borrow_mut().cut();
+        }
+        match ended {
+            Some(End::Stuck) => Err("nothing happens any more".to_owned()),
+            Some(End::PowerCut) => {
+                self.model.borrow_mut().cut();
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// From the opening to the end.
+    fn work(
+        &mut self,
+        handle: Handle,
+        calm: bool,
+        may_fail: bool,
+    ) -> impl Future<Output = Result<Outcome, String>> + use<> {
+        let (world, model) = (Rc::clone(&self.world), Rc::clone(&self.model));
+        let (partitions, durability, bytes) = (self.partitions, self.durability, self.bytes);
+        let (segment_bytes, summary) = (self.segment_bytes, Rc::clone(&self.summary));
+        let operations = Rc::clone(&self.operations);
+        let mut rng = self.rng.fork();
+        let abandons = self.rng.pick(&[0, 3, 20, 100]);
+        async move {
+            let before = world.borrow().mutations;
+            let existed = world.borrow().disk.find(&format!("{DIR}/STORE")).is_ok();
+            let builder = Store::builder(DIR).partitions(partitions).durability(durability);
+            // A directory of its own, as the lock has.
+            make_home(&world);
+            let store = match builder.segment_bytes(segment_bytes).open_on(&[handle]).await {
+                Ok(store) => store,
+                Err(error) => {
+                    let changed = world.borrow().mutations != before && existed;
+                    return refused(&error, may_fail, changed);
+                }
+            };
+            summary.borrow_mut().opened += 1;
+            let faults_on = std::mem::replace(&mut world.borrow_mut().faults.on, false);
+            let secret = secret(&world.borrow().disk);
+            model.borrow_mut().begin_life(partitions, |key| partition_of(&secret, key, partitions));
+            let (world_of, may_be_corrupt) = (Rc::clone(&world), false);
+            let scene = Rc::new(Scene {
+                world: world_of,
+                model,
+                store,
+                durability,
+                abandons: if calm { 0 } else { abandons },
+                bytes,
+                may_fail,
+                may_be_corrupt,
+                operations,
+            });
+            check_opened(&scene).await?;
+            if rng.one_in(4) {
+                scene.verify().await?;
+            }
+            world.borrow_mut().faults.on = faults_on;
+            busy(&scene, &mut rng).await?;
+            world.borrow_mut().faults.on = false;
+            scene.check_whole().await?;
+            if calm {
+                calm_end(&scene).await?;
+            }
+            if let Ok(stats) = scene.store.stats().await {
+                let mut summary = summary.borrow_mut();
+                summary.merges += stats.partitions.iter().map(|p| p.merges).sum::<u64>();
+                summary.segments += stats.partitions.iter().map(|p| p.segments).sum::<u64>();
+            }
+            if calm || rng.one_in(2) {
+                world.borrow_mut().faults.on = faults_on && rng.one_in(2);
+                let start = scene.model.borrow_mut().tick();
+                match scene.store.clone().close().await {
+                    Ok(()) => scene.model.borrow_mut().synced(start),
+                    Err(error) => scene.judge(&error)?,
+                }
+            }
+            Ok(Outcome::Over)
+        }
+    }
+}
+
+/// The store's directory is made outside of the seam.
+fn make_home(world: &Rc<RefCell<World>>) {
+    let disk = &mut world.borrow_mut().disk;
+    if disk.find(DIR).is_err() {
+        disk.make_dir(DIR).unwrap();
+    }
+}
+
+fn refused(error: &Error, may_fail: bool, changed: bool) -> Result<Outcome, String> {
+    let read_only = matches!(error, Error::Io { action: "read" | "list", .. });
+    match error {
+        Error::Io { .. } | Error::Full { .. } | Error::Poisoned { .. } if !may_fail => {
+            Err(format!("opening failed without a reason: {error:?}"))
+        }
+        Error::Io { .. } if read_only && changed => {
+            Err(format!("an opening that failed has changed something: {error:?}"))
+        }
+        Error::Io { .. } | Error::Full { .. } | Error::Poisoned { .. } => Ok(Outcome::Refused),
+        _ => Err(format!("opening failed: {error:?}")),
+    }
+}
+
+fn secret(disk: &Disk) -> [u8; 16] {
+    let ino = disk.find(&format!("{DIR}/STORE")).unwrap();
+    let Node::File(content) = disk.node(ino) else { panic!("STORE is no file") };
+    Content::live(content)[32..48].try_into().unwrap()
+}
+
+/// As the router does.
+fn partition_of(secret: &[u8; 16], key: &[u8], partitions: usize) -> usize {
+    let mut hasher = SipHasher13::new_with_key(secret);
+    hasher.write(key);
+    let high = hasher.finish128().h1;
+    usize::try_from((u128::from(high) * partitions as u128) >> 64).unwrap()
+}
+
+/// Runs a life until it is over, or ended from outside.
+async fn until_end(
+    world: &Rc<RefCell<World>>,
+    life: impl Future<Output = Result<Outcome, String>>,
+) -> Result<Outcome, String> {
+    let mut life = pin!(life);
+    poll_fn(|cx| {
+        if let Some(end) = world.borrow().ended {
+            return Poll::Ready(Ok(Outcome::Ended(end)));
+        }
+        world.borrow_mut().waker = Some(cx.waker().clone());
+        life.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// After opening: the first read of each key fixes what is there.
+async fn check_opened(scene: &Rc<Scene>) -> Checked {
+    let keys = scene.model.borrow().keys.len();
+    for key in 0..keys {
+        let from = scene.wall();
+        let shown = scene.get(key).await?;
+        let clock: Clock = scene.clock(from);
+        if scene.world.borrow().talks {
+            println!("-- key {key} has {shown:?} at {clock:?}");
+        }
+        match shown {
+            Some(shown) => scene.model.borrow_mut().fix(key, shown, clock, scene.may_fail)?,
+            None => return Err(format!("key {key} cannot be read, without a fault")),
+        }
+    }
+    scene.model.borrow_mut().all_fixed()?;
+    scene.check_whole().await
+}
+
+/// Many clients at the same time.
+async fn busy(scene: &Rc<Scene>, rng: &mut Rng) -> Checked {
+    let clients = 1 + rng.below(8);
+    let each = rng.pick(&[0, 5, 30, 80]);
+    let tasks: Vec<_> = (0..clients)
+        .map(|_| {
+            let (scene, mut rng) = (Rc::clone(scene), rng.fork());
+            rt::spawn(async move {
+                for _ in 0..each {
+                    scene.operate(&mut rng).await?;
+                }
+                Checked::Ok(())
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.map_err(|error| format!("a client: {error:?}"))??;
+    }
+    Ok(())
+}
+
+/// Nothing has failed: all is sound, and takes no more space than it should.
+async fn calm_end(scene: &Rc<Scene>) -> Checked {
+    let mut rng = Rng::new(0);
+    scene.compact(&mut rng).await?;
+    scene.verify().await?;
+    scene.check_whole().await?;
+    let stats = scene.store.stats().await.map_err(|error| format!("{error:?}"))?;
+    let live: u64 = stats.partitions.iter().map(|p| p.live_bytes).sum();
+    let used = scene.world.borrow().disk.used();
+    let most = live * 2 + stats.partitions.len() as u64 * (4 << 20);
+    if used > most {
+        return Err(format!("{used} bytes are used for {live}: {stats:?}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,393 @@
+//! What the store may answer: for each key the writes that were tried, and what is known of them.
+//!
+//! A write that was acknowledged, or seen by a read, has happened; one that failed for good has not;
+//! of any other nobody knows. A read may show a write unless that write is known to have been
+//! replaced before the read began. After a power cut, acknowledged writes that nothing made durable
+//! may be gone, but only as the end of what their partition did. The first read after the start of
+//! a life fixes what is there.
+
+use super::rng::Rng;
+
+/// Not known to have happened.
+const OPEN: u64 = u64::MAX;
+
+/// A write, or a delete.
+#[derive(Clone, Debug)]
+pub struct Write {
+    pub op: u64,
+    /// None for a delete.
+    pub len: Option<usize>,
+    pub start: u64,
+    pub end: u64,
+    /// 0 if not known.
+    pub version: u64,
+    /// It asked to be durable when it is acknowledged.
+    pub sync: bool,
+    /// It has not happened, and never will.
+    pub failed: bool,
+    /// A power cut may have taken it.
+    pub loose: bool,
+    /// Milliseconds since 1970, or 0.
+    pub expiry: u64,
+}
+
+/// What is known of a key.
+#[derive(Clone, Debug)]
+pub struct Key {
+    pub name: Vec<u8>,
+    pub partition: usize,
+    pub expires: bool,
+    pub writes: Vec<Write>,
+    /// Writes that were computed from others, by these.
+    next: std::collections::BTreeMap<u64, u64>,
+}
+
+/// The bounds of what a clock that never goes back can have said during a read.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    pub from: u64,
+    pub to: u64,
+}
+
+/// What a read showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub op: u64,
+    pub version: u64,
+}
+
+/// A write that a partition lost or kept, by when it happened.
+#[derive(Clone, Debug)]
+struct Fate {
+    partition: usize,
+    key: usize,
+    write: Write,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub keys: Vec<Key>,
+    tick: u64,
+    /// All that a partition acknowledged before is durable.
+    durable: Vec<u64>,
+    /// Versions that a partition is past.
+    past: Vec<u64>,
+    poisoned: Vec<u64>,
+    lost: Vec<Fate>,
+    kept: Vec<Fate>,
+}
+
+/// The value of an operation.
+pub fn value(op: u64, len: usize) -> Vec<u8> {
+    let mut value = vec![0; len];
+    value[..8].copy_from_slice(&op.to_le_bytes());
+    if op % 2 == 0 {
+        Rng::new(op).fill(&mut value[8..]);
+    } else {
+        value[8..].fill(op.to_le_bytes()[0]);
+    }
+    value
+}
+
+/// There was nothing, for whatever reason.
+fn none(start: u64, end: u64, sync: bool) -> Write {
+    let (len, version, failed) = (None, 0, false);
+    Write { op: 0, len, start, end, version, sync, failed, loose: false, expiry: 0 }
+}
+
+impl Key {
+    /// Whether a write is known to have been replaced before `before`, going by what is certain.
+    fn is_replaced(&self, write: &Write, before: u64) -> bool {
+        self.writes.iter().any(|other| {
+            let later =
+                write.end < other.start || (write.version > 0 && other.version > write.version);
+            other.end < before && !other.loose && !other.failed && later
+        })
+    }
+
+    fn candidates(&self, started: u64, ended: u64) -> impl Iterator<Item = usize> + '_ {
+        (0..self.writes.len()).filter(move |&index| {
+            let write = &self.writes[index];
+            !write.failed && write.start < ended && !self.is_replaced(write, started)
+        })
+    }
+
+    /// Which write a read showed, or why it cannot have. `None` for what cannot be told.
+    fn judge(
+        &self,
+        started: u64,
+        ended: u64,
+        shown: Option<Shown>,
+        clock: Clock,
+    ) -> Result<Option<usize>, String> {
+        match shown {
+            Some(shown) => {
+                let found = self.writes.iter().position(|w| w.op == shown.op && w.len.is_some());
+                let Some(found) = found else { return Err("a value nobody wrote".to_owned()) };
+                let write = &self.writes[found];
+                if write.failed {
+                    return Err("a write that failed is there".to_owned());
+                }
+                if write.version > 0 && shown.version > 0 && write.version != shown.version {
+                    return Err(format!("its version was {}", write.version));
+                }
+                let write = Write { version: write.version.max(shown.version), ..write.clone() };
+                if write.start >= ended || self.is_replaced(&write, started) {
+                    return Err("it had been replaced, or is from the future".to_owned());
+                }
+                if write.expiry > 0 && write.expiry <= clock.from {
+                    return Err(format!(
+                        "it expired at {}, read from {}",
+                        write.expiry, clock.from
+                    ));
+                }
+                Ok(Some(found))
+            }
+            None => {
+                let mut all = self.candidates(started, ended);
+                let mut expired = false;
+                let mut nothing = Vec::new();
+                for index in all.by_ref() {
+                    let write = &self.writes[index];
+                    if write.len.is_none() {
+                        nothing.push(index);
+                    }
+                    expired |= write.expiry > 0 && write.expiry <= clock.to;
+                }
+                match (nothing.as_slice(), expired) {
+                    ([], false) => Err("nothing was there".to_owned()),
+                    ([one], false) => Ok(Some(*one)),
+                    _ => Ok(None),
+                }
+            }
+        }
+    }
+}
+
+impl Model {
+    pub fn new(keys: usize) -> Self {
+        let key = |index: usize| Key {
+            name: match index {
+                0 => Vec::new(),
+                1 => vec![b'k'; 300],
+                _ => format!("key-{index}").into_bytes(),
+            },
+            partition: 0,
+            expires: index % 5 == 4,
+            writes: vec![none(0, 0, true)],
+            next: std::collections::BTreeMap::new(),
+        };
+        let keys = (0..keys).map(key).collect();
+        let (durable, past, poisoned) = (Vec::new(), Vec::new(), Vec::new());
+        Self { keys, tick: 1, durable, past, poisoned, lost: Vec::new(), kept: Vec::new() }
+    }
+
+    /// A new moment.
+    pub fn tick(&mut self) -> u64 {
+        self.tick += 1;
+        self.tick
+    }
+
+    /// The store is open: which partition each key is in is known now.
+    pub fn begin_life(&mut self, partitions: usize, partition_of: impl Fn(&[u8]) -> usize) {
+        self.durable.resize(partitions, 0);
+        self.past.resize(partitions, 0);
+        self.poisoned = vec![OPEN; partitions];
+        for key in &mut self.keys {
+            key.partition = partition_of(&key.name);
+        }
+    }
+
+    pub fn partition(&self, key: usize) -> usize {
+        self.keys[key].partition
+    }
+
+    /// A write is tried. Its number is also its value's.
+    pub fn try_write(&mut self, key: usize, len: Option<usize>, sync: bool, expiry: u64) -> u64 {
+        let op = self.tick();
+        let (start, end, version) = (op, OPEN, 0);
+        let write =
+            Write { op, len, start, end, version, sync, failed: false, loose: false, expiry };
+        self.keys[key].writes.push(write);
+        op
+    }
+
+    pub fn write(&mut self, key: usize, op: u64) -> &mut Write {
+        let writes = &mut self.keys[key].writes;
+        writes.iter_mut().find(|write| write.op == op).expect("it was tried")
+    }
+
+    /// It has not happened, and never will.
+    pub fn refuse(&mut self, key: usize, op: u64) {
+        self.write(key, op).failed = true;
+    }
+
+    /// It was acknowledged. `version` is 0 if it was not told.
+    pub fn acknowledge(&mut self, key: usize, op: u64, version: u64) -> Result<(), String> {
+        let now = self.tick();
+        let partition = self.partition(key);
+        let write = self.write(key, op);
+        (write.end, write.version) = (write.end.min(now), version.max(write.version));
+        let (start, sync) = (write.start, write.sync);
+        if start > self.poisoned[partition] {
+            return Err(format!("{op} was acknowledged after the partition was poisoned"));
+        }
+        if sync {
+            self.durable[partition] = self.durable[partition].max(start);
+        }
+        if version > 0 && version <= self.past[partition] {
+            return Err(format!("version {version} is not new: {}", self.past[partition]));
+        }
+        Ok(())
+    }
+
+    /// A partition, or all, made durable what it had acknowledged before `start`.
+    pub fn synced(&mut self, start: u64) {
+        self.durable.iter_mut().for_each(|durable| *durable = (*durable).max(start));
+    }
+
+    pub fn poison(&mut self, partition: usize) {
+        let now = self.tick();
+        self.poisoned[partition] = self.poisoned[partition].min(now);
+    }
+
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned.iter().any(|at| *at != OPEN)
+    }
+
+    /// What was written came from what another write had written: there is one such at most.
+    pub fn derive(&mut self, key: usize, from: u64, op: u64) -> Result<(), String> {
+        match self.keys[key].next.insert(from, op) {
+            Some(other) => Err(format!("{op} and {other} both replaced {from}")),
+            None => Ok(()),
+        }
+    }
+
+    /// A read began at `started` and showed this just now.
+    pub fn read(
+        &mut self,
+        key: usize,
+        started: u64,
+        shown: Option<Shown>,
+        clock: Clock,
+    ) -> Result<(), String> {
+        let now = self.tick();
+        let judged = self.keys[key].judge(started, now, shown, clock);
+        let index = judged.map_err(|why| self.explain(key, shown, clock, &why))?;
+        match index {
+            Some(index) => {
+                let write = &mut self.keys[key].writes[index];
+                write.end = write.end.min(now);
+                write.version = write.version.max(shown.map_or(0, |shown| shown.version));
+            }
+            // Whatever it was, from now on it is gone.
+            None => {
+                let there = &self.keys[key];
+                let sync = there.candidates(started, now).all(|i| there.writes[i].sync);
+                self.keys[key].writes.push(none(started, now, sync));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there may be a value, and whether there may be none.
+    pub fn possible(&self, key: usize, started: u64, clock: Clock) -> (bool, bool) {
+        let key = &self.keys[key];
+        let is_value = |i: usize| {
+            let w = &key.writes[i];
+            w.len.is_some() && (w.expiry == 0 || w.expiry > clock.from)
+        };
+        let value = key.candidates(started, OPEN).any(is_value);
+        (value, key.judge(started, OPEN, None, clock).is_ok())
+    }
+
+    /// The power was cut: what nothing made durable may be gone.
+    pub fn cut(&mut self) {
+        for key in &mut self.keys {
+            let durable = self.durable.get(key.partition).copied().unwrap_or(0);
+            for write in key.writes.iter_mut().filter(|write| write.end != OPEN) {
+                write.loose |= !write.sync && write.end >= durable;
+            }
+        }
+    }
+
+    /// A partition that could not write may have said that something had expired, and not kept it.
+    pub fn doubt_expiries(&mut self) {
+        for write in self.keys.iter_mut().flat_map(|key| &mut key.writes) {
+            write.loose |= write.op == 0;
+        }
+    }
+
+    /// The first read of a life: it fixes what is there. With `doubt` an expiry may not be kept.
+    pub fn fix(
+        &mut self,
+        key: usize,
+        shown: Option<Shown>,
+        clock: Clock,
+        doubt: bool,
+    ) -> Result<(), String> {
+        let now = self.tick();
+        let judged = self.keys[key].judge(now, now, shown, clock);
+        let index = judged.map_err(|why| self.explain(key, shown, clock, &why))?;
+        let partition = self.partition(key);
+        if doubt && index.is_none() {
+            self.keys[key].writes.push(none(now, now, false));
+            return Ok(());
+        }
+        let there = &self.keys[key];
+        let mut fixed = index.map_or_else(|| none(now, now, true), |i| there.writes[i].clone());
+        fixed.version = fixed.version.max(shown.map_or(0, |shown| shown.version));
+        if fixed.op > 0 || shown.is_some() {
+            let gone = |write: &&Write| {
+                let later =
+                    fixed.end < write.start || (fixed.version > 0 && write.version > fixed.version);
+                write.op > 0 && write.loose && !write.failed && write.end != OPEN && later
+            };
+            for write in there.writes.iter().filter(gone) {
+                self.lost.push(Fate { partition, key, write: write.clone() });
+            }
+            self.kept.push(Fate { partition, key, write: fixed.clone() });
+        }
+        self.past[partition] = self.past[partition].max(fixed.version);
+        (fixed.end, fixed.loose, fixed.sync) = (fixed.end.min(now), false, true);
+        fixed.start = fixed.start.min(fixed.end);
+        let there = &mut self.keys[key];
+        (there.writes, there.next) = (vec![fixed], std::collections::BTreeMap::new());
+        Ok(())
+    }
+
+    /// All keys are fixed. What a partition lost came after all that it kept.
+    pub fn all_fixed(&mut self) -> Result<(), String> {
+        let (lost, kept) = (std::mem::take(&mut self.lost), std::mem::take(&mut self.kept));
+        for lost in &lost {
+            for kept in kept.iter().filter(|kept| kept.partition == lost.partition) {
+                let (old, new) = (&lost.write, &kept.write);
+                let by_version = old.version > 0 && old.version < new.version;
+                if by_version || old.end < new.start {
+                    return Err(format!("a hole: lost {lost:?}, kept {kept:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a key certainly has, if nothing was tried since: its operation, or none.
+    pub fn certain(&self, key: usize, clock: Clock) -> Option<Option<u64>> {
+        let key = &self.keys[key];
+        let mut all = key.candidates(OPEN, OPEN);
+        let write = &key.writes[all.next()?];
+        let alone = all.next().is_none() && write.end != OPEN && !write.loose;
+        let expires = write.expiry > 0 && write.expiry <= clock.to;
+        (alone && !expires).then_some(write.len.map(|_| write.op))
+    }
+
+    fn explain(&self, key: usize, shown: Option<Shown>, clock: Clock, why: &str) -> String {
+        let mut writes = String::new();
+        let all = &self.keys[key].writes;
+        for write in all.iter().rev().take(12).rev() {
+            writes.push_str(&format!("\n    {write:?}"));
+        }
+        format!("key {key} shows {shown:?} at {} ({clock:?}): {why}; tried:{writes}", self.tick)
+    }
+}

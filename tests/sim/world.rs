@@ -1,0 +1,262 @@
+//! Everything outside of the store: the disk, the clocks, what is in flight, and chance.
+//!
+//! Time is virtual, and passes when nothing else can happen. Every request takes a time of its
+//! own, so they complete in any order; what it does, it does when it completes.
+
+use super::disk::{Disk, Ino};
+use super::faults::{Fault, Faults};
+use super::rng::Rng;
+use ringlog::rt::driver::Request;
+use std::collections::BTreeMap;
+use std::os::fd::RawFd;
+use std::task::Waker;
+use std::time::Instant;
+
+/// An open file.
+#[derive(Clone, Copy, Debug)]
+pub struct Open {
+    pub ino: Ino,
+    pub flags: i32,
+}
+
+/// A request in flight.
+#[derive(Clone, Copy, Debug)]
+pub struct Job {
+    pub token: u64,
+    pub request: Request,
+    /// The disk's time when it was pushed: a sync covers what was written by then.
+    pub at: u64,
+    pub cancelled: bool,
+}
+
+/// How a life ends before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    PowerCut,
+    Kill,
+    /// Nothing can happen any more.
+    Stuck,
+}
+
+/// What direct I/O asks for.
+#[derive(Clone, Copy, Debug)]
+pub enum Direct {
+    /// The file system does not know the flag.
+    Unknown,
+    /// It takes the flag, and does not say more.
+    Silent,
+    Align {
+        memory: u32,
+        offset: u32,
+    },
+}
+
+/// See the module.
+pub struct World {
+    pub rng: Rng,
+    pub disk: Disk,
+    pub faults: Faults,
+    pub direct: Direct,
+    /// fdatasync lies: for the canary.
+    pub lies: bool,
+    /// A sync has failed in this life, and what it covered may be gone.
+    pub dropped: bool,
+    /// Performed writes of any kind, to files or names.
+    pub mutations: u64,
+    pub files: BTreeMap<RawFd, Open>,
+    pub in_flight: BTreeMap<(u64, u64), Job>,
+    next: u64,
+    pub start: Instant,
+    /// Nanoseconds.
+    pub now: u64,
+    /// What the wall clock is ahead of `now`, in milliseconds, and has ever been.
+    pub wall: i64,
+    pub wall_most: i64,
+    pub steps: u64,
+    /// When this life ends, in steps, and how.
+    pub end_at: Option<(u64, End)>,
+    pub ended: Option<End>,
+    pub waker: Option<Waker>,
+    /// A digest of all that happened.
+    pub trace: u64,
+    /// Says all that happens, for those who look for a bug.
+    pub talks: bool,
+}
+
+/// A life that takes longer hangs.
+const MAX_STEPS: u64 = 3_000_000;
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let direct = match rng.below(6) {
+            0 => Direct::Unknown,
+            1 => Direct::Silent,
+            n => {
+                let offset = [512, 512, 4096, 4096][usize::try_from(n - 2).unwrap()];
+                Direct::Align { memory: rng.pick(&[4, 512, 4096]), offset }
+            }
+        };
+        Self {
+            rng,
+            disk: Disk::new(),
+            faults: Faults::none(),
+            direct,
+            lies: false,
+            dropped: false,
+            mutations: 0,
+            files: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            next: 0,
+            start: Instant::now(),
+            now: 0,
+            wall: 1_000_000_000,
+            wall_most: 1_000_000_000,
+            steps: 0,
+            end_at: None,
+            ended: None,
+            waker: None,
+            trace: 0,
+            talks: false,
+        }
+    }
+
+    pub fn note(&mut self, what: u64) {
+        self.trace = (self.trace ^ what).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+    }
+
+    pub fn tell(&self, request: &Request, result: i32) {
+        let file = |fd: RawFd| {
+            let ino = self.files.get(&fd).map_or(0, |open| open.ino);
+            let files = self.disk.files();
+            files.into_iter().find(|(_, i)| *i == ino).map_or(ino.to_string(), |(path, _)| path)
+        };
+        let what = match *request {
+            Request::Read { fd, len, offset, .. } => format!("read {} {offset}+{len}", file(fd)),
+            Request::Write { fd, len, offset, flags, .. } => {
+                format!("write {} {offset}+{len} {flags:x}", file(fd))
+            }
+            Request::Fsync { fd, .. } => format!("sync {}", file(fd)),
+            Request::Truncate { fd, len } => format!("truncate {} {len}", file(fd)),
+            Request::Allocate { fd, offset, len, .. } => {
+                format!("allocate {} {offset}+{len}", file(fd))
+            }
+            Request::Open { .. } => "open".to_owned(),
+            _ => return,
+        };
+        println!("{:>10} {what} -> {result}", self.now / 1000);
+    }
+
+    /// The wall clock, in milliseconds since 1970.
+    pub fn wall_millis(&self) -> u64 {
+        u64::try_from(self.wall.max(0)).unwrap() + self.now / 1_000_000
+    }
+
+    /// The latest that a clock can say that never goes back.
+    pub fn latest_millis(&self) -> u64 {
+        u64::try_from(self.wall_most).unwrap() + self.now / 1_000_000 + 1
+    }
+
+    pub fn begin_life(&mut self, end_at: Option<(u64, End)>) {
+        self.files.clear();
+        self.in_flight.clear();
+        self.ended = None;
+        self.dropped = false;
+        self.waker = None;
+        self.steps = 0;
+        self.end_at = end_at;
+    }
+
+    pub fn push(&mut self, token: u64, request: Request) {
+        if let Request::Cancel { token: target } = request {
+            self.cancel(target);
+        }
+        let delay = match request {
+            Request::Timeout { after } => {
+                // SAFETY: the executor keeps the memory until the completion.
+                let after = unsafe { *after };
+                let whole = u64::try_from(after.seconds).unwrap_or(0).min(1 << 30) * 1_000_000_000;
+                whole + u64::try_from(after.nanoseconds).unwrap_or(0)
+            }
+            Request::Cancel { .. } | Request::Nop => 0,
+            _ if self.faults.strikes(Fault::Late, &mut self.rng) => self.rng.below(3_000_000_000),
+            _ => 1_000 + self.rng.below(200_000),
+        };
+        self.next += 1;
+        let job = Job { token, request, at: self.disk.now, cancelled: false };
+        self.in_flight.insert((self.now + delay, self.next), job);
+    }
+
+    /// Ends what is in flight under that token, or does not.
+    fn cancel(&mut self, token: u64) {
+        let Some((&key, job)) = self.in_flight.iter().find(|(_, job)| job.token == token) else {
+            return;
+        };
+        let mut job = *job;
+        let timeout = matches!(job.request, Request::Timeout { .. });
+        if timeout || self.rng.one_in(2) {
+            self.faults.note(Fault::Cancelled);
+            self.in_flight.remove(&key);
+            // It may have had its effect all the same.
+            job.cancelled = timeout || self.rng.one_in(2);
+            self.in_flight.insert((self.now, key.1), job);
+        }
+    }
+
+    /// Lets a moment pass. Ends the life when it is time.
+    pub fn step(&mut self) {
+        self.steps += 1;
+        self.now += 500;
+        if self.faults.strikes(Fault::ClockStep, &mut self.rng) {
+            let step = 1 << self.rng.below(18);
+            self.wall += if self.rng.one_in(2) { step } else { -step };
+            self.wall_most = self.wall_most.max(self.wall);
+        }
+        match self.end_at {
+            Some((at, end)) if self.steps >= at => self.end(end),
+            _ if self.steps > MAX_STEPS => self.end(End::Stuck),
+            _ => {}
+        }
+    }
+
+    /// This life is over: what is in flight happens, or does not, or in part.
+    pub fn end(&mut self, end: End) {
+        if self.ended.is_some() {
+            return;
+        }
+        self.faults.on = false;
+        let mut left: Vec<_> = self.in_flight.values().copied().collect();
+        while !left.is_empty() {
+            let job = left.swap_remove(self.rng.index(left.len()));
+            if self.rng.one_in(2) {
+                self.perform_blindly(&job);
+            }
+        }
+        match end {
+            End::PowerCut => {
+                self.faults.note(Fault::PowerCut);
+                let mut rng = self.rng.fork();
+                self.disk.crash(&mut rng);
+            }
+            End::Kill => self.faults.note(Fault::Kill),
+            End::Stuck => {}
+        }
+        self.ended = Some(end);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// When the next thing completes.
+    pub fn next_due(&self) -> Option<u64> {
+        self.in_flight.keys().next().map(|(due, _)| *due)
+    }
+
+    /// What is due now, if anything is.
+    pub fn take_due(&mut self) -> Option<Job> {
+        if self.next_due()? > self.now {
+            return None;
+        }
+        self.in_flight.pop_first().map(|(_, job)| job)
+    }
+}
