@@ -123,7 +123,6 @@ fn a_queue_on_top_of_cold_data_does_not_grow() {
 }
 
 #[test]
-#[ignore = "known: what has expired is garbage to nobody as long as nothing replaces it"]
 fn space_of_what_has_expired_comes_back_by_itself() {
     let _dog = Watchdog::new();
     let dir = disk_dir();
