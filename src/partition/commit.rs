@@ -609,8 +609,8 @@ impl Partition {
         self.start_making_spare();
     }
 
-    /// Takes operations back that there is no room for, from the group and from what gathers: what
-    /// came after them was judged by them.
+    /// Takes operations back that there is no room for, from the group and from what gathers, and
+    /// the deletes that were judged by what is taken back.
     fn refuse(
         &self,
         group: &mut Vec<Staged>,
@@ -621,8 +621,13 @@ impl Partition {
         let mut overlay = self.commit.overlay.borrow_mut();
         overlay.clear();
         let mut tickets = Vec::new();
+        let mut undone = DigestMap::default();
         let mut keep = |staged: &Staged| {
-            if refused(staged) {
+            let is_delete = matches!(staged.op, Op::Delete { .. });
+            if refused(staged) || (is_delete && undone.contains_key(&staged.digest)) {
+                if is_delete || staged.is_put() {
+                    undone.insert(staged.digest, ());
+                }
                 staged.ticket.settle(Err(Failure::Full(Arc::clone(error))));
                 tickets.push(Rc::clone(&staged.ticket));
                 return false;
