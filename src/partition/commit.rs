@@ -352,6 +352,10 @@ impl Partition {
     ) -> Rc<Ticket> {
         let commit = &self.commit;
         let ticket = Rc::<Ticket>::default();
+        if let Some(cause) = &*commit.poison.borrow() {
+            ticket.settle(Err(Failure::Poisoned(Arc::clone(cause))));
+            return ticket;
+        }
         let pending = match &op {
             Op::Put { value, expiry, .. } => Some((Some(value.clone()), *expiry)),
             Op::Delete { .. } => Some((None, None)),
@@ -397,7 +401,8 @@ impl Partition {
     /// Sees to it that what gathers will be committed. The task runs after the tasks that are
     /// ready now, so all that arrived together goes in one group.
     pub(super) fn start_committing(self: &Rc<Self>) {
-        if self.commit.holds.get() == 0 && !self.commit.running.replace(true) {
+        let can = self.commit.holds.get() == 0 && !self.commit.is_poisoned();
+        if can && !self.commit.running.replace(true) {
             drop(rt::spawn(Rc::clone(self).commit_groups()));
         }
     }
@@ -674,8 +679,8 @@ impl Partition {
         self.start_making_spares();
     }
 
-    /// Takes operations back that there is no room for, from the group and from what gathers: what
-    /// came after them was judged by them.
+    /// Takes operations back that there is no room for, from the group and from what gathers, and
+    /// the deletes that were judged by what is taken back.
     fn refuse(
         &self,
         group: &mut Vec<Staged>,
@@ -720,6 +725,7 @@ impl Partition {
     fn poison(&self, group: &mut Vec<Staged>, error: io::Error) {
         let cause = Arc::new(error);
         self.commit.poison.replace(Some(Arc::clone(&cause)));
+        self.commit.running.set(false);
         let waiting = self.commit.gathering.take();
         self.commit.overlay.borrow_mut().clear();
         for staged in group.drain(..).chain(waiting) {

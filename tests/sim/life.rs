@@ -148,7 +148,7 @@ impl Seed {
             self.model.borrow_mut().cut();
         }
         match ended {
-            Some(End::Stuck) => Err("nothing happens any more".to_owned()),
+            Some(End::Stuck) => Err(format!("it hangs, at step {}", self.world.borrow().steps)),
             Some(End::PowerCut) => {
                 self.model.borrow_mut().cut();
                 Ok(())

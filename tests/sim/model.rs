@@ -29,6 +29,8 @@ pub struct Write {
     pub loose: bool,
     /// Milliseconds since 1970, or 0.
     pub expiry: u64,
+    /// The life that it was tried in.
+    pub life: u64,
 }
 
 /// What is known of a key.
@@ -69,6 +71,7 @@ struct Fate {
 pub struct Model {
     pub keys: Vec<Key>,
     tick: u64,
+    life: u64,
     /// All that a partition acknowledged before is durable.
     durable: Vec<u64>,
     /// Versions that a partition is past.
@@ -92,8 +95,8 @@ pub fn value(op: u64, len: usize) -> Vec<u8> {
 
 /// There was nothing, for whatever reason.
 fn none(start: u64, end: u64, sync: bool) -> Write {
-    let (len, version, failed) = (None, 0, false);
-    Write { op: 0, len, start, end, version, sync, failed, loose: false, expiry: 0 }
+    let (len, version, failed, life) = (None, 0, false, 0);
+    Write { op: 0, len, start, end, version, sync, failed, loose: false, expiry: 0, life }
 }
 
 impl Key {
@@ -180,7 +183,7 @@ impl Model {
         };
         let keys = (0..keys).map(key).collect();
         let (durable, past, poisoned) = (Vec::new(), Vec::new(), Vec::new());
-        Self { keys, tick: 1, durable, past, poisoned, lost: Vec::new(), kept: Vec::new() }
+        Self { keys, tick: 1, life: 0, durable, past, poisoned, lost: Vec::new(), kept: Vec::new() }
     }
 
     /// A new moment.
@@ -191,6 +194,7 @@ impl Model {
 
     /// The store is open: which partition each key is in is known now.
     pub fn begin_life(&mut self, partitions: usize, partition_of: impl Fn(&[u8]) -> usize) {
+        self.life += 1;
         self.durable.resize(partitions, 0);
         self.past.resize(partitions, 0);
         self.poisoned = vec![OPEN; partitions];
@@ -207,8 +211,9 @@ impl Model {
     pub fn try_write(&mut self, key: usize, len: Option<usize>, sync: bool, expiry: u64) -> u64 {
         let op = self.tick();
         let (start, end, version) = (op, OPEN, 0);
+        let life = self.life;
         let write =
-            Write { op, len, start, end, version, sync, failed: false, loose: false, expiry };
+            Write { op, len, start, end, version, sync, failed: false, loose: false, expiry, life };
         self.keys[key].writes.push(write);
         op
     }
@@ -361,7 +366,10 @@ impl Model {
     pub fn all_fixed(&mut self) -> Result<(), String> {
         let (lost, kept) = (std::mem::take(&mut self.lost), std::mem::take(&mut self.kept));
         for lost in &lost {
-            for kept in kept.iter().filter(|kept| kept.partition == lost.partition) {
+            let beside = |kept: &&Fate| {
+                kept.partition == lost.partition && kept.write.life == lost.write.life
+            };
+            for kept in kept.iter().filter(beside) {
                 let (old, new) = (&lost.write, &kept.write);
                 let by_version = old.version > 0 && old.version < new.version;
                 if by_version || old.end < new.start {
