@@ -46,7 +46,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Runs all rounds. What fails once is not tried again.
-    pub(crate) fn run(&self) -> Result<Vec<Cell>> {
+    pub(crate) fn run(&self) -> Vec<Cell> {
         let progress = std::io::stderr().is_terminal();
         let pairs = self.workloads.iter().flat_map(|&workload| {
             let applies = move |kind: &&Kind| kind.applies_to(workload);
@@ -65,7 +65,7 @@ impl Plan {
                 }
             }
         }
-        Ok(cells(results))
+        cells(results)
     }
 
     fn once(&self, workload: Workload, engine: Kind, round: u64) -> Result<Vec<Sample>> {
@@ -123,14 +123,18 @@ impl Plan {
     }
 }
 
+type Pair = (Workload, Kind);
+
 /// Sorts samples by their number of callers.
-fn cells(results: Vec<((Workload, Kind), Result<Vec<Sample>>)>) -> Vec<Cell> {
+fn cells(results: Vec<(Pair, Result<Vec<Sample>>)>) -> Vec<Cell> {
     let mut cells = Vec::new();
     for ((workload, engine), rounds) in results {
         let mut levels = BTreeMap::<usize, Vec<Sample>>::new();
         match rounds {
             Ok(samples) => {
-                samples.into_iter().for_each(|s| levels.entry(s.callers).or_default().push(s));
+                for sample in samples {
+                    levels.entry(sample.callers).or_default().push(sample);
+                }
                 cells.extend(levels.into_iter().map(|(callers, samples)| Cell {
                     workload,
                     callers,

@@ -20,6 +20,7 @@ pub(crate) struct Setup {
     /// Whether puts are durable when they return. Loading never is, before its sync.
     pub(crate) durable: bool,
     /// Bytes for the engine's own cache, where it has one.
+    #[allow(dead_code, reason = "where no peer is built")]
     pub(crate) cache: u64,
     /// Bytes of a value.
     pub(crate) value: usize,

@@ -21,10 +21,9 @@ use anyhow::Result;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::store::{Setup, Store};
+use crate::group_commit::GroupCommit;
+use crate::store::{Engine, Setup, Store, Threads};
 use crate::workload::Workload;
-#[allow(unused_imports, reason = "not without peers")]
-use crate::{group_commit::GroupCommit, store::Threads};
 
 /// What stores the entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -93,31 +92,39 @@ impl Kind {
 
     /// Opens the store, or makes it.
     pub(crate) fn open(self, setup: &Setup) -> Result<Box<dyn Store>> {
-        #[allow(unreachable_patterns, reason = "all is built")]
-        let engine: Box<dyn crate::store::Engine> = match self {
-            Self::Ringlog => return Ok(Box::new(ringlog::Ringlog::open(setup)?)),
-            Self::Raw => return Ok(Box::new(raw::Raw::open(setup)?)),
+        Ok(match self {
+            Self::Ringlog => Box::new(ringlog::Ringlog::open(setup)?),
+            Self::Raw => Box::new(raw::Raw::open(setup)?),
+            _ => {
+                let mut engine = self.open_blocking(setup)?;
+                if self.is_group_commit() {
+                    engine = Box::new(GroupCommit::new(engine));
+                }
+                Box::new(Threads { engine, setup: setup.clone() })
+            }
+        })
+    }
+
+    #[allow(unused_variables, clippy::match_single_binding, reason = "where no peer is built")]
+    #[allow(unreachable_patterns, reason = "where all are built")]
+    fn open_blocking(self, setup: &Setup) -> Result<Box<dyn Engine>> {
+        match self {
             #[cfg(feature = "fjall")]
-            Self::Fjall | Self::FjallGc => Box::new(fjall::Fjall::open(setup, false)?),
+            Self::Fjall | Self::FjallGc => Ok(Box::new(fjall::Fjall::open(setup, false)?)),
             #[cfg(feature = "fjall")]
-            Self::FjallKv | Self::FjallKvGc => Box::new(fjall::Fjall::open(setup, true)?),
+            Self::FjallKv | Self::FjallKvGc => Ok(Box::new(fjall::Fjall::open(setup, true)?)),
             #[cfg(feature = "redb")]
-            Self::Redb | Self::RedbGc => Box::new(redb::Redb::open(setup)?),
+            Self::Redb | Self::RedbGc => Ok(Box::new(redb::Redb::open(setup)?)),
             #[cfg(feature = "sled")]
-            Self::Sled => Box::new(sled::Sled::open(setup)?),
+            Self::Sled => Ok(Box::new(sled::Sled::open(setup)?)),
             #[cfg(feature = "lmdb")]
-            Self::Lmdb | Self::LmdbGc => Box::new(lmdb::Lmdb::open(setup)?),
+            Self::Lmdb | Self::LmdbGc => Ok(Box::new(lmdb::Lmdb::open(setup)?)),
             #[cfg(feature = "candystore")]
-            Self::Candystore => Box::new(candystore::Candystore::open(setup)?),
+            Self::Candystore => Ok(Box::new(candystore::Candystore::open(setup)?)),
             #[cfg(feature = "emdb")]
-            Self::Emdb => Box::new(emdb::Emdb::open(setup)?),
-            other => anyhow::bail!("built without the feature of {other}"),
-        };
-        let setup = setup.clone();
-        if self.is_group_commit() {
-            return Ok(Box::new(Threads { engine: Box::new(GroupCommit::new(engine)), setup }));
+            Self::Emdb => Ok(Box::new(emdb::Emdb::open(setup)?)),
+            other => Err(anyhow::anyhow!("built without the feature of {other}")),
         }
-        Ok(Box::new(Threads { engine, setup }))
     }
 }
 
