@@ -23,14 +23,13 @@ impl Lmdb {
     pub(super) fn open(setup: &Setup) -> Result<Self> {
         let mut options = EnvOpenOptions::new();
         options.map_size(MAP).max_readers(READERS);
-        // SAFETY: the file is of this run alone, so nothing else changes what is mapped; after a
-        // crash with commits that did not sync it is not opened again.
-        let env = unsafe {
-            options.flags(EnvFlags::NO_READ_AHEAD);
-            options.open(&setup.dir)?
-        };
+        // SAFETY: to read ahead or not changes nothing of what is read.
+        unsafe { options.flags(EnvFlags::NO_READ_AHEAD) };
+        // SAFETY: the file is of this run alone, so nothing else changes what is mapped.
+        let env = unsafe { options.open(&setup.dir)? };
         if !setup.durable {
-            // SAFETY: as above; `sync` is called where a run relies on what is there.
+            // SAFETY: the machine does not crash between a run's commits and its `sync`, and what
+            // it might leave then is not opened again.
             unsafe { env.set_flags(EnvFlags::NO_SYNC, FlagSetMode::Enable)? };
         }
         let mut transaction = env.write_txn()?;

@@ -1,7 +1,7 @@
 //! redb: a copy-on-write B-tree. Each put is a write transaction; there is one at a time.
 
 use anyhow::Result;
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{AccessGuard, Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::data::Key;
 use crate::store::{Engine, Setup};
@@ -48,7 +48,7 @@ impl Engine for Redb {
     fn get(&self, key: &Key, see: &mut dyn FnMut(Option<&[u8]>) -> Result<()>) -> Result<()> {
         let table = self.0.begin_read()?.open_table(ENTRIES)?;
         let found = table.get(key.as_slice())?;
-        see(found.as_ref().map(|value| value.value()))
+        see(found.as_ref().map(AccessGuard::value))
     }
 
     fn sync(&self) -> Result<()> {
