@@ -11,8 +11,8 @@ use crate::caller::{Caller, Op};
 use crate::data::Random;
 use crate::store::{Setup, Store, entry};
 
-/// Puts in flight while loading.
-const LOADERS: u64 = 256;
+/// Puts in flight while loading: as many as two batches of the blocking engines have.
+const LOADERS: u64 = 2000;
 
 pub(super) struct Ringlog {
     store: ringlog::Store,
