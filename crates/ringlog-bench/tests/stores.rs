@@ -7,7 +7,7 @@ use serde_json::Value;
 fn stores(arguments: &[&str]) -> Output {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     Command::new(env!("CARGO_BIN_EXE_stores"))
-        .args(["--rounds", "2", "--seconds", "0.05", "--warm-up", "0.01", "--dir"])
+        .args(["--rounds", "1", "--seconds", "0.05", "--warm-up", "0.01", "--dir"])
         .arg(dir.path())
         .args(["--keys", "500", "--open-keys", "500", "--cold-bytes", "1048576"])
         .args(arguments)
@@ -29,7 +29,7 @@ fn every_engine_does_every_workload() {
     assert!(cells.len() >= 27, "{}", cells.len());
     for cell in cells {
         let measured = &cell["measured"];
-        assert_eq!(measured["rounds"].as_array().map(Vec::len), Some(2), "{cell}");
+        assert_eq!(measured["rounds"].as_array().map(Vec::len), Some(1), "{cell}");
         assert!(measured["median"]["figure"].as_f64() > Some(0.0), "{cell}");
     }
     let page = std::fs::read_to_string(html).expect("it was written");

@@ -14,7 +14,7 @@ pub(crate) const KEY: usize = 16;
 pub(crate) const SHORTEST: usize = 16;
 
 /// Bytes of the pool.
-const POOL: usize = 16 << 20;
+const POOL: usize = 4 << 20;
 
 /// The longest value, so that a part of the pool is left to choose from.
 pub(crate) const LONGEST: usize = 1 << 20;
