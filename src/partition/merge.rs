@@ -213,7 +213,7 @@ impl Partition {
             (segment, space.get(slot).scan_len(), space.is_oldest(slot))
         };
         let mut scan = Scan::new(&segment, len, Strictness { sealed: true, salvage });
-        let mut copied = 0;
+        let (mut copied, mut last) = (0, None);
         while let Some(shown) = scan.next().await? {
             let record = shown.record();
             if !matches!(record.kind, Kind::Put | Kind::Delete) {
@@ -237,9 +237,15 @@ impl Partition {
                 ticket.wait(self).await?;
                 self.rest(copied).await;
                 copied = 0;
+            } else {
+                last = Some(ticket);
             }
         }
-        Ok(())
+        // Where there is no room for copies, there is no use in trying again.
+        match last {
+            Some(ticket) => ticket.wait(self).await,
+            None => Ok(()),
+        }
     }
 
     /// Whether a record is what the keydir points to; then its place and its count.
