@@ -62,6 +62,7 @@ impl Partition {
         let end = scan.offset();
         let seen = scan.into_seen();
         verified.bytes += len;
+        let damaged = !seen.damage.is_empty();
         verified.problems.extend(seen.damage);
         if seal.is_none() && end < len {
             verified
@@ -77,7 +78,8 @@ impl Partition {
                 .problems
                 .push(segment.corrupt(end, "the index has records that are not there"));
         }
-        if let Some(hint) = Hint::read(&self.identity, &segment).await {
+        // Where the segment is damaged nothing tells what its hint should say.
+        if !damaged && let Some(hint) = Hint::read(&self.identity, &segment).await {
             let mut true_hint = self.read_hint(&segment, seal).await?;
             // Which segments were there is not told by this segment alone, if its first was moved.
             true_hint.extant.clone_from(&hint.extant);
