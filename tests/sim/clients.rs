@@ -37,8 +37,16 @@ impl Scene {
         self.model.borrow_mut()
     }
 
-    pub fn clock(&self, from: u64) -> Clock {
-        Clock { from, to: self.world.borrow().latest_millis() }
+    /// What a clock can have said since then, unless the wall clock was set: it may have gone ahead and
+    /// back when nobody looked.
+    pub fn clock(&self, since: (u64, u64)) -> Clock {
+        let world = self.world.borrow();
+        let from = if world.wall_sets == since.1 { since.0 } else { 0 };
+        Clock { from, to: world.latest_millis() }
+    }
+
+    pub fn since(&self) -> (u64, u64) {
+        (self.wall(), self.world.borrow().wall_sets)
     }
 
     pub fn wall(&self) -> u64 {
@@ -115,7 +123,7 @@ impl Scene {
     }
 
     pub async fn read(&self, rng: &mut Rng, key: usize) -> Checked {
-        let (started, wall) = (self.model().tick(), self.wall());
+        let (started, since) = (self.model().tick(), self.since());
         let name = self.model().keys[key].name.clone();
         let Some(answer) = self.answer(rng, self.store.get_entry(&name)).await else {
             return Ok(());
@@ -125,7 +133,7 @@ impl Scene {
             Ok(Some(entry)) => Some(self.shown(key, &entry.value, entry.version)?),
             Err(error) => return self.judge(&error),
         };
-        let clock = self.clock(wall);
+        let clock = self.clock(since);
         self.model().read(key, started, shown, clock)
     }
 
@@ -215,14 +223,14 @@ impl Scene {
     }
 
     async fn delete(&self, rng: &mut Rng, key: usize) -> Checked {
-        let wall = self.wall();
+        let since = self.since();
         let (name, op) = {
             let mut model = self.model();
             let op = model.try_write(key, None, self.durability == Durability::Sync, 0);
             (model.keys[key].name.clone(), op)
         };
         let answer = self.answer(rng, self.store.delete(&name)).await;
-        let clock = self.clock(wall);
+        let clock = self.clock(since);
         match answer {
             None => Ok(()),
             Some(Ok(was)) => {
@@ -244,7 +252,7 @@ impl Scene {
 
     /// All that a scan shows was there, and what is certain it shows once.
     async fn scan(&self) -> Checked {
-        let (started, wall) = (self.model().tick(), self.wall());
+        let (started, since) = (self.model().tick(), self.since());
         let mut scan = self.store.scan();
         let mut shown = Vec::new();
         while let Some(entry) = scan.next().await {
@@ -253,7 +261,7 @@ impl Scene {
                 Err(error) => return self.judge(&error),
             }
         }
-        let clock = self.clock(wall);
+        let clock = self.clock(since);
         let keys = self.model().keys.len();
         for key in 0..keys {
             let name = self.model().keys[key].name.clone();
@@ -334,7 +342,7 @@ impl Scene {
         }
         self.scan().await?;
         let len = self.store.len().await.map_err(|error| format!("len: {error:?}"))?;
-        let clock = self.clock(self.wall());
+        let clock = self.clock(self.since());
         let model = self.model();
         let (mut least, mut most) = (0, 0);
         for key in 0..model.keys.len() {

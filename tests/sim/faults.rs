@@ -47,6 +47,8 @@ pub type Counts = [u64; NAMES.len()];
 pub struct Faults {
     /// None strikes while this is off.
     pub on: bool,
+    /// Strikes in every life.
+    pub always: Option<(Fault, u64)>,
     /// One in so many; 0 for never.
     rates: [u64; NAMES.len()],
     pub struck: Counts,
@@ -54,12 +56,15 @@ pub struct Faults {
 
 impl Faults {
     pub fn none() -> Self {
-        Self { on: false, rates: [0; NAMES.len()], struck: [0; NAMES.len()] }
+        Self { on: false, always: None, rates: [0; NAMES.len()], struck: [0; NAMES.len()] }
     }
 
     /// Those of a new life.
     pub fn choose(&mut self, rng: &mut Rng) {
         self.rates = [0; NAMES.len()];
+        if let Some((kind, rate)) = self.always {
+            self.rates[kind as usize] = rate;
+        }
         if rng.one_in(4) {
             return;
         }
@@ -81,11 +86,6 @@ impl Faults {
                 self.rates[kind as usize] = 1 << (2 + rng.below(9));
             }
         }
-    }
-
-    /// Turns on one kind, at this rate.
-    pub fn set(&mut self, kind: Fault, rate: u64) {
-        self.rates[kind as usize] = rate;
     }
 
     pub fn strikes(&mut self, kind: Fault, rng: &mut Rng) -> bool {

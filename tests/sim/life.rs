@@ -5,7 +5,7 @@ use super::clients::{Checked, Scene};
 use super::content::Content;
 use super::disk::{Disk, Node};
 use super::driver::SimDriver;
-use super::faults::Counts;
+use super::faults::{Counts, Fault};
 use super::model::{Clock, Model};
 use super::rng::Rng;
 use super::world::{End, World};
@@ -19,7 +19,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-const DIR: &str = "/sim/store";
+pub const DIR: &str = "/sim/store";
 
 /// What a seed has done.
 #[derive(Clone, Debug, Default)]
@@ -36,7 +36,7 @@ pub struct Summary {
 }
 
 /// How a life went.
-enum Outcome {
+pub enum Outcome {
     Ended(End),
     /// It was not opened.
     Refused,
@@ -46,15 +46,15 @@ enum Outcome {
 
 /// See the module.
 pub struct Seed {
-    rng: Rng,
-    world: Rc<RefCell<World>>,
-    model: Rc<RefCell<Model>>,
-    partitions: usize,
-    segment_bytes: u64,
-    durability: Durability,
+    pub rng: Rng,
+    pub world: Rc<RefCell<World>>,
+    pub model: Rc<RefCell<Model>>,
+    pub partitions: usize,
+    pub segment_bytes: u64,
+    pub durability: Durability,
     bytes: u64,
     summary: Rc<RefCell<Summary>>,
-    operations: Rc<Cell<u64>>,
+    pub operations: Rc<Cell<u64>>,
     talks: bool,
 }
 
@@ -84,10 +84,18 @@ impl Seed {
         self.world.borrow_mut().lies = true;
     }
 
+    /// A fault that strikes in every life: for the canary.
+    pub fn always(&mut self, fault: Fault, rate: u64) {
+        self.world.borrow_mut().faults.always = Some((fault, rate));
+    }
+
     pub fn run(mut self) -> Result<Summary, String> {
         let lives = 1 + self.rng.below(7);
         for life in 0..=lives {
             self.live(life == lives).map_err(|why| format!("life {life} of {lives}: {why}"))?;
+        }
+        for _ in 0..3 {
+            self.rot()?;
         }
         let world = self.world.borrow();
         let mut summary = self.summary.borrow().clone();
@@ -265,7 +273,7 @@ fn partition_of(secret: &[u8; 16], key: &[u8], partitions: usize) -> usize {
 }
 
 /// Runs a life until it is over, or ended from outside.
-async fn until_end(
+pub async fn until_end(
     world: &Rc<RefCell<World>>,
     life: impl Future<Output = Result<Outcome, String>>,
 ) -> Result<Outcome, String> {
@@ -284,9 +292,9 @@ async fn until_end(
 async fn check_opened(scene: &Rc<Scene>) -> Checked {
     let keys = scene.model.borrow().keys.len();
     for key in 0..keys {
-        let from = scene.wall();
+        let since = scene.since();
         let shown = scene.get(key).await?;
-        let clock: Clock = scene.clock(from);
+        let clock: Clock = scene.clock(since);
         if scene.world.borrow().talks {
             println!("-- key {key} has {shown:?} at {clock:?}");
         }

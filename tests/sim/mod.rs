@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! life      the lives of a seed: open, check, work, end            life.rs
+//!   rot       what a changed bit may do                            rot.rs
 //!   clients   tasks that write, read and go away                   clients.rs
 //!   model     what the store may answer                            model.rs
 //! driver    the seam                                               driver.rs
@@ -24,6 +25,7 @@ pub mod life;
 pub mod model;
 pub mod perform;
 pub mod rng;
+pub mod rot;
 pub mod world;
 
 use faults::NAMES;

@@ -72,6 +72,7 @@ pub struct World {
     /// What the wall clock is ahead of `now`, in milliseconds, and has ever been.
     pub wall: i64,
     pub wall_most: i64,
+    pub wall_sets: u64,
     pub steps: u64,
     /// When this life ends, in steps, and how.
     pub end_at: Option<(u64, End)>,
@@ -112,6 +113,7 @@ impl World {
             now: 0,
             wall: 1_000_000_000,
             wall_most: 1_000_000_000,
+            wall_sets: 0,
             steps: 0,
             end_at: None,
             ended: None,
@@ -210,6 +212,7 @@ impl World {
         if self.faults.strikes(Fault::ClockStep, &mut self.rng) {
             let step = 1 << self.rng.below(18);
             self.wall += if self.rng.one_in(2) { step } else { -step };
+            self.wall_sets += 1;
             self.wall_most = self.wall_most.max(self.wall);
         }
         match self.end_at {

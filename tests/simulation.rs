@@ -1,0 +1,102 @@
+//! The store on a disk that fails, for as many lives as fit half a minute. The same and more:
+//! `cargo run --release --example simulate -- --seeds 100000`.
+//!
+//! A seed that fails says how it is run again; `SIM_TALKS=1` then shows all that happens in it.
+
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code)]
+
+mod sim;
+
+use sim::faults::Fault;
+use sim::life::{Seed, Summary};
+use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long the test takes, about.
+const TIME: Duration = Duration::from_secs(25);
+
+fn again(seed: u64, why: &str) -> ! {
+    panic!("seed {seed}: {why}\n  again: SIM_SEED={seed} cargo test --test simulation lives");
+}
+
+#[test]
+fn lives_on_a_failing_disk_lose_nothing_and_invent_nothing() {
+    if let Ok(seed) = std::env::var("SIM_SEED") {
+        let seed = seed.parse().expect("a number");
+        match sim::run(seed) {
+            Ok(summary) => return summary.print(),
+            Err(why) => again(seed, &why),
+        }
+    }
+    let (start, next) = (Instant::now(), AtomicU64::new(0));
+    let work = || {
+        let mut sum = Summary::default();
+        while start.elapsed() < TIME {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            match sim::run(seed) {
+                Ok(summary) => sum.add(&summary),
+                Err(why) => again(seed, &why),
+            }
+        }
+        sum
+    };
+    let mut sum = Summary::default();
+    std::thread::scope(|scope| {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            sum.add(&worker.join().expect("its seed is told above"));
+        }
+    });
+    let seed = next.into_inner();
+    println!("seeds 0 to {seed}");
+    sum.print();
+    assert!(sum.lives > 100 && sum.merges > 0, "this machine is too slow for a simulation");
+    // The simulation is what it says: faults strike, and most stores open all the same.
+    for fault in [Fault::PowerCut, Fault::Kill, Fault::Abandoned, Fault::SyncError, Fault::NoSpace]
+    {
+        assert!(sum.struck[fault as usize] > 0, "{fault:?} never struck");
+    }
+    assert!(sum.opened > sum.refused);
+}
+
+/// Seeds that found a bug when there was one.
+#[test]
+fn seeds_that_found_bugs_stay_green() {
+    for seed in [8, 52, 144, 254, 371, 722, 1625, 2581, 3543, 3702, 4641, 4947, 5168, 8318, 8821] {
+        if let Err(why) = sim::run(seed) {
+            again(seed, &why);
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let mut traces = Vec::new();
+    for seed in 0..20 {
+        let (first, second) = (sim::run(seed).unwrap(), sim::run(seed).unwrap());
+        assert_eq!(first.trace, second.trace, "seed {seed}");
+        assert_eq!(first.operations, second.operations, "seed {seed}");
+        traces.push(first.trace);
+    }
+    traces.sort_unstable();
+    traces.dedup();
+    assert_eq!(traces.len(), 20, "each seed is a run of its own");
+}
+
+/// Against a simulation that always passes: broken disks must be caught, and soon.
+#[test]
+fn a_disk_that_breaks_its_promises_is_caught() {
+    type Break = fn(&mut Seed);
+    let breaks: [(&str, Break); 3] = [
+        ("syncs that do nothing", |seed| seed.lie()),
+        ("writes that are lost", |seed| seed.always(Fault::LostWrite, 200)),
+        ("writes elsewhere", |seed| seed.always(Fault::Misdirected, 200)),
+    ];
+    for (name, prepare) in breaks {
+        let caught = (0..60).filter(|&seed| sim::run_with(seed, prepare).is_err()).count();
+        assert!(caught > 5, "{name}: caught in {caught} of 60 seeds");
+        println!("{name}: caught in {caught} of 60 seeds");
+    }
+}
