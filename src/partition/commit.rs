@@ -5,7 +5,7 @@
 //! failed for want of room leaves no trace, any other failure poisons the partition.
 
 use super::Partition;
-use super::digest::{Digest, DigestMap};
+use super::digest::{Digest, DigestMap, DigestSet};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::log::place::{Class, Place};
@@ -626,12 +626,12 @@ impl Partition {
         let mut overlay = self.commit.overlay.borrow_mut();
         overlay.clear();
         let mut tickets = Vec::new();
-        let mut undone = DigestMap::default();
+        let mut undone = DigestSet::default();
         let mut keep = |staged: &Staged| {
             let is_delete = matches!(staged.op, Op::Delete { .. });
-            if refused(staged) || (is_delete && undone.contains_key(&staged.digest)) {
+            if refused(staged) || (is_delete && undone.contains(&staged.digest)) {
                 if is_delete || staged.is_put() {
-                    undone.insert(staged.digest, ());
+                    undone.insert(staged.digest);
                 }
                 staged.ticket.settle(Err(Failure::Full(Arc::clone(error))));
                 tickets.push(Rc::clone(&staged.ticket));

@@ -9,7 +9,7 @@
 
 use super::chunks::Tag;
 use siphasher::sip128::{Hasher128, SipHasher13};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// How many bits choose the table.
@@ -88,6 +88,7 @@ impl Hasher for Identity {
 
 /// A map from digests.
 pub(crate) type DigestMap<T> = HashMap<Digest, T, BuildHasherDefault<Identity>>;
+pub(crate) type DigestSet = HashSet<Digest, BuildHasherDefault<Identity>>;
 
 #[cfg(test)]
 mod tests {
