@@ -76,9 +76,9 @@ impl VerifyReport {
 /// A stream over the live entries of a store. From [`Store::scan`](crate::Store::scan) and
 /// [`Store::scan_prefix`](crate::Store::scan_prefix).
 ///
-/// In no order. An entry that is not written to while the scan is under way is shown exactly once; one
-/// that is may be shown with its old value, its new one, or not at all. Nothing happens before the
-/// first poll. Memory: some 256 KiB of entries, and one entry at least.
+/// In no order. An entry that is not written to while the scan is under way is shown exactly once;
+/// one that is may be shown with its old value, its new one, or not at all. Nothing happens before
+/// the first poll. Memory: some 256 KiB of entries, and one entry at least.
 ///
 /// A scan keeps the files that it has yet to read, also those that merges replace meanwhile: the
 /// space comes back when it has passed them, or is dropped. It holds up nothing else.

@@ -28,3 +28,6 @@ pub const MIN_SEGMENT_BYTES: u64 = 64 << 10;
 
 /// The largest segments that can be asked for: 256 MiB. Where a record lies has to fit 64 bits.
 pub const MAX_SEGMENT_BYTES: u64 = 256 << 20;
+
+/// How many files of its segments a partition keeps open, where the process may have so many.
+pub(crate) const MAX_OPEN_SEGMENTS: usize = 128;

@@ -4,6 +4,7 @@
 //! superblock comes last; what is found is refused or kept, never written over.
 
 use crate::error::{Error, Result};
+use crate::limits::MAX_OPEN_SEGMENTS;
 use crate::log::segment::sync_dir;
 use crate::log::superblock::{Superblock, random, read_start};
 use crate::log::{BLOCK_LEN, Identity};
@@ -89,11 +90,9 @@ pub(crate) fn lock_dir(dir: &Path) -> Result<Lock> {
     }
     let mut lock = Lock(file);
     let file = &mut lock.0;
-    let written = file
-        .set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    written.map_err(Error::io("write", &path))?;
+    // The lock is what counts. On a full disk nobody can be told who holds it.
+    drop(file.set_len(0).and_then(|()| file.rewind()));
+    drop(writeln!(file, "{}", std::process::id()));
     Ok(lock)
 }
 
@@ -222,6 +221,7 @@ async fn open_partitions(
             secret,
             seed: random().await?,
             segment_bytes: options.segment_bytes,
+            open_files: open_files(partitions as usize),
             home: home.clone(),
         };
         plans.push(home.schedule_local(move || async move {
@@ -242,6 +242,11 @@ async fn open_partitions(
     let opened = all(opening.collect()).await?;
     let (partitions, reports) = opened.into_iter().unzip();
     Ok((partitions, OpenReport { partitions: reports }))
+}
+
+/// How many files each partition may keep open: half of what the process may, among them.
+fn open_files(partitions: usize) -> usize {
+    (rt::max_open_files() / 2 / partitions).clamp(2, MAX_OPEN_SEGMENTS)
 }
 
 /// Waits for all of them, also after an error.

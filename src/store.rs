@@ -143,10 +143,7 @@ impl Store {
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Reply<()> {
         let (key, value) = (key.as_ref(), value.as_ref());
         match self.new_put(key, value, PutOptions::new()) {
-            Ok(put) => {
-                let put = self.send_put(put);
-                Reply::new(async move { put.await.map(drop) })
-            }
+            Ok(put) => self.send_put(put, drop),
             Err(error) => Reply::error(error),
         }
     }
@@ -181,7 +178,7 @@ impl Store {
         options: PutOptions,
     ) -> Reply<Option<u64>> {
         match self.new_put(key.as_ref(), value.as_ref(), options) {
-            Ok(put) => self.send_put(put),
+            Ok(put) => self.send_put(put, |version| version),
             Err(error) => Reply::error(error),
         }
     }
@@ -400,22 +397,11 @@ impl Store {
         let (inner, dir) = (Arc::clone(&self.inner), dir.as_ref().to_owned());
         Reply::new(async move {
             inner.check_open()?;
-            let router = &inner.router;
+            let router = Arc::clone(&inner.router);
             let (home, target, count) = (router.home(), dir.clone(), router.partitions());
             let made = home.schedule(async move { make_backup_dirs(&target, count).await });
             let folders = made.await??;
-            let parts = ask_all((0..folders.len()).map(|index| {
-                let router = Arc::clone(router);
-                let hold = |partition: Rc<Partition>| async move {
-                    partition.begin_backup().await.map(Owned::new)
-                };
-                Reply::new(async move { router.send_past(index, hold).await })
-            }));
-            let parts: Vec<Owned<BackupPart>> = parts.await?;
-            // All are held at this moment: this is the cut.
-            for part in &parts {
-                drop(part.schedule(|part| async move { part.release() }));
-            }
+            let parts = inner.router.send_past(0, |_| hold_all(router)).await?;
             for (part, folder) in parts.iter().zip(folders) {
                 let copy = part.schedule(|part| async move { part.copy_to(&folder).await });
                 copy.await.map_err(Error::from)??;
@@ -486,7 +472,7 @@ impl Store {
     }
 
     /// Sends a put, and makes the reply of what comes back.
-    fn send_put(&self, put: Put) -> Reply<Option<u64>> {
+    fn send_put<T: 'static>(&self, put: Put, answer: fn(Option<u64>) -> T) -> Reply<T> {
         let inner = Arc::clone(&self.inner);
         Reply::new(async move {
             inner.check_open()?;
@@ -494,7 +480,7 @@ impl Store {
             let bytes = put.key.len() + put.value.len();
             let work =
                 move |partition: Rc<Partition>| async move { partition.put(digest, put).await };
-            inner.router.send(digest, bytes, work).await
+            inner.router.send(digest, bytes, work).await.map(answer)
         })
     }
 
@@ -546,6 +532,24 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("dir", &self.inner.dir).finish_non_exhaustive()
     }
+}
+
+/// Holds all partitions, and lets them go on. To be run by a thread of the store: a caller that is
+/// not polled meanwhile must not hold up all writes.
+async fn hold_all(router: Arc<Router>) -> Result<Vec<Owned<BackupPart>>> {
+    let parts = ask_all((0..router.partitions()).map(|index| {
+        let router = Arc::clone(&router);
+        let hold = |partition: Rc<Partition>| async move {
+            partition.begin_backup().await.map(Owned::new)
+        };
+        Reply::new(async move { router.send_past(index, hold).await })
+    }));
+    let parts: Vec<Owned<BackupPart>> = parts.await?;
+    // All are held at this moment: this is the cut.
+    for part in &parts {
+        drop(part.schedule(|part| async move { part.release() }));
+    }
+    Ok(parts)
 }
 
 /// Stops the runtime on a thread made for it, since stopping blocks.

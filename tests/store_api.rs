@@ -14,7 +14,7 @@ use std::fs;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use store_common::{Rng, Watchdog, disk_dir, log_path, open, run, snapshot};
+use store_common::{BLOCK, Rng, Watchdog, crash_image, disk_dir, entries, log_path, open, run};
 
 // ---- one key ----------------------------------------------------------------------------------
 
@@ -124,14 +124,14 @@ fn the_longest_key_is_taken_and_one_byte_more_is_refused() {
     let mut key = vec![b'k'; MAX_KEY_LEN];
     assert_eq!(key.len(), 65_535);
     run(store.put(&key, "value")).unwrap();
-    let before = snapshot(dir.path());
+    let before = crash_image(dir.path(), 1);
 
     key.push(b'k');
     let too_large = |error| matches!(error, Error::KeyTooLarge { len: 65_536 });
     assert!(too_large(run(store.put(&key, "value")).unwrap_err()));
     assert!(too_large(run(store.get(&key)).unwrap_err()));
     assert!(too_large(run(store.delete(&key)).unwrap_err()));
-    assert_eq!(snapshot(dir.path()), before, "something was written");
+    assert!(crash_image(dir.path(), 1) == before, "something was written");
 
     key.pop();
     run(store.close()).unwrap();
@@ -276,13 +276,14 @@ fn nothing_happens_before_the_first_poll() {
     let dir = disk_dir();
     let store = open(dir.path(), 2);
     run(store.put("kept", "value")).unwrap();
-    let before = snapshot(dir.path());
+    run(store.sync()).unwrap();
+    let before = crash_image(dir.path(), 2);
     let replies = (store.put("key", "value"), store.delete("kept"), store.clone().close());
     run(store.sync()).unwrap();
-    assert_eq!(snapshot(dir.path()), before);
+    assert!(crash_image(dir.path(), 2) == before);
     drop(replies);
     run(store.sync()).unwrap();
-    assert_eq!(snapshot(dir.path()), before);
+    assert!(crash_image(dir.path(), 2) == before);
     assert_eq!(run(store.get("key")).unwrap(), None);
     assert_eq!(run(store.get("kept")).unwrap().as_deref(), Some(&b"value"[..]));
 }
@@ -644,11 +645,12 @@ fn keys_spread_over_the_partitions_and_each_is_found_again() {
 
 #[test]
 fn stats_add_up() {
+    let block = BLOCK as u64;
     let dir = disk_dir();
     let store = open(dir.path(), 3);
     let fresh = run(store.stats()).unwrap();
     assert_eq!(fresh.partitions.len(), 3);
-    assert_eq!(fresh.total().log_bytes, 3 * 64);
+    assert_eq!(fresh.total().log_bytes, 3 * block, "a header each");
     assert_eq!((fresh.total().keys, fresh.total().commits), (0, 0));
 
     for n in 0..30u32 {
@@ -661,21 +663,21 @@ fn stats_add_up() {
     let stats = run(store.stats()).unwrap();
     let total = stats.total();
     assert_eq!((total.keys, total.records, total.commits), (20, 41, 41), "one at a time");
-    // 24 bytes of header each for record and mark; bodies are padded to 8.
-    let written = 30 * (24 + 24 + 104) + 10 * (24 + 24 + 8) + (24 + 24 + 8);
-    assert_eq!(total.bytes_written, written);
-    assert_eq!(total.log_bytes, written + 3 * 64);
+    let written = 41 * block;
+    assert_eq!(total.bytes_written, written, "each in a block of its own");
+    assert_eq!(total.log_bytes, written + 3 * block);
     for (n, partition) in stats.partitions.iter().enumerate() {
-        let len = fs::metadata(log_path(dir.path(), n)).unwrap().len();
-        assert_eq!(partition.log_bytes, len);
-        assert_eq!(partition.bytes_written, len - 64);
+        let log = fs::read(log_path(dir.path(), n)).unwrap();
+        let end = entries(&log).iter().rfind(|entry| entry.is_change()).unwrap().end;
+        assert_eq!(partition.log_bytes, end.next_multiple_of(BLOCK) as u64);
+        assert_eq!(partition.bytes_written, partition.log_bytes - block);
     }
     run(store.close()).unwrap();
 
     let store = open(dir.path(), 3);
     let total = run(store.stats()).unwrap().total();
     assert_eq!((total.keys, total.records, total.commits, total.bytes_written), (20, 0, 0, 0));
-    assert_eq!(total.log_bytes, written + 3 * 64 + 3 * 24, "a closed log ends with a mark");
+    assert_eq!(total.log_bytes, written + 6 * block, "a closed log ends with a seal");
 }
 
 // ---- callers that dally -----------------------------------------------------------------------

@@ -6,11 +6,11 @@
 mod store_common;
 
 use futures::future::try_join_all;
-use ringlog::MAX_VALUE_LEN;
+use ringlog::{Durability, MAX_VALUE_LEN, Store};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use store_common::{Watchdog, disk_dir, open, run};
+use store_common::{Watchdog, disk_dir, open, run, run_child, told};
 
 /// The system's allocator, and how many allocations live.
 struct Counting;
@@ -83,4 +83,83 @@ fn a_write_that_replaces_a_value_leaves_nothing_behind() {
     let before = round();
     let after = round();
     assert!(after < before + PUTS / 10, "{before} allocations lived, and then {after}");
+}
+
+/// Puts so many keys of such a length; gives the index's bytes a key, as the store counts them.
+fn index_bytes_a_key(keys: u64, key_len: usize) -> f64 {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = disk_dir();
+    let store = Store::builder(dir.path()).durability(Durability::Buffered).open().unwrap();
+    let name = |n: u64| {
+        let mut key = n.to_le_bytes().to_vec();
+        key.resize(key_len, b'k');
+        key
+    };
+    let mut worst: f64 = 0.0;
+    for start in (0..keys).step_by(5_000) {
+        let some = start..keys.min(start + 5_000);
+        run(try_join_all(some.map(|n| store.put(name(n), "")))).unwrap();
+        // While tables grow as well as when they have. What few keys share is not much to each.
+        if start >= 300_000 {
+            worst = worst.max(per_key(&store));
+        }
+    }
+    assert_eq!(run(store.len()).unwrap(), keys);
+    drop(store);
+    let store = Store::builder(dir.path()).open().unwrap();
+    assert_eq!(run(store.len()).unwrap(), keys);
+    worst.max(per_key(&store))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "an average for people to read")]
+fn per_key(store: &Store) -> f64 {
+    let total = run(store.stats()).unwrap().total();
+    total.index_bytes as f64 / total.keys as f64
+}
+
+#[test]
+fn the_index_has_at_most_32_bytes_a_key() {
+    let bytes = index_bytes_a_key(350_000, 8);
+    assert!(bytes <= 32.0, "{bytes:.1} bytes a key");
+}
+
+#[test]
+#[ignore = "takes minutes: cargo test --release --test store_memory -- --ignored --nocapture"]
+fn the_index_of_a_million_keys_has_at_most_32_bytes_a_key_however_long_they_are() {
+    for key_len in [8, 16, 200] {
+        let bytes = index_bytes_a_key(1_000_000, key_len);
+        println!("1,000,000 keys of {key_len} bytes: {bytes:.1} bytes of index a key");
+        assert!(bytes <= 32.0, "{bytes:.1} bytes a key");
+    }
+}
+
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// What the index says of itself, held to what the system says, in a process of its own.
+#[test]
+#[ignore = "takes minutes: cargo test --release --test store_memory -- --ignored --nocapture"]
+fn the_memory_of_a_process_with_two_million_keys_is_that_of_its_index() {
+    const TEST: &str = "the_memory_of_a_process_with_two_million_keys_is_that_of_its_index";
+    const KEYS: u64 = 2_000_000;
+    let Some(dir) = told(TEST) else {
+        let dir = disk_dir();
+        let store = Store::builder(dir.path()).durability(Durability::Buffered).open().unwrap();
+        for start in (0..KEYS).step_by(10_000) {
+            let some = start..start + 10_000;
+            run(try_join_all(some.map(|n| store.put(n.to_le_bytes(), "")))).unwrap();
+        }
+        run(store.close()).unwrap();
+        print!("{}", run_child(TEST, dir.path()));
+        return;
+    };
+    let before = resident();
+    let store = open(&dir, 1);
+    let index = run(store.stats()).unwrap().total().index_bytes;
+    let more = resident() - before;
+    println!("{KEYS} keys: {} bytes of index a key, {} resident", index / KEYS, more / KEYS);
+    // Besides the index: the ring, the thread, what opening has read.
+    assert!(more < KEYS * 32 + (24 << 20), "{more} bytes, {index} of them index");
 }

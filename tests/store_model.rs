@@ -125,3 +125,102 @@ fn random_operations_agree_with_a_map() {
     }
     play(7, 1500, 500, Durability::Sync);
 }
+
+/// What a task may do to its keys at a time.
+async fn play_many(store: Store, first: usize, keys: usize, steps: usize, seed: u64) -> Model {
+    let (mut rng, mut model) = (Rng(seed), Model::new());
+    for n in first..first + keys {
+        let key = n.to_le_bytes().to_vec();
+        if let Some(value) = store.get(&key).await.unwrap() {
+            model.insert(key, value.to_vec());
+        }
+    }
+    for _ in 0..steps {
+        let key = (first + rng.below(keys)).to_le_bytes().to_vec();
+        match rng.below(10) {
+            0..6 => {
+                let len = rng.below(150);
+                let value = rng.bytes(len);
+                store.put(&key, &value).await.unwrap();
+                model.insert(key, value);
+            }
+            6..8 => {
+                let was_there = store.delete(&key).await.unwrap();
+                assert_eq!(was_there, model.remove(&key).is_some());
+            }
+            8 => {
+                let found = store.get(&key).await.unwrap();
+                assert!(found.as_deref() == model.get(&key).map(Vec::as_slice));
+            }
+            _ => {
+                let stored = store.put_with(&key, "absent", PutOptions::new().if_absent());
+                assert_eq!(stored.await.unwrap().is_some(), !model.contains_key(&key));
+                model.entry(key).or_insert_with(|| b"absent".to_vec());
+            }
+        }
+    }
+    model
+}
+
+/// Tasks at the same time, each with keys of its own, merges forced, reopened between.
+fn play_together(keys: usize, tasks: usize, rounds: u64, durability: Durability) {
+    let dir = disk_dir();
+    let segment = if keys > 100_000 { 4 << 20 } else { 64 << 10 };
+    let builder = || builder(dir.path(), 2, durability).segment_bytes(segment);
+    let mut store = builder().open().unwrap();
+    let each = keys / tasks;
+    for round in 0..rounds {
+        let playing: Vec<_> = (0..tasks)
+            .map(|task| {
+                let store = store.clone();
+                std::thread::spawn(move || {
+                    let seed = round << 32 | task as u64;
+                    run(play_many(store, task * each, each, 2 * each, seed))
+                })
+            })
+            .collect();
+        while playing.iter().any(|task| !task.is_finished()) {
+            run(store.compact()).unwrap();
+        }
+        let mut model = Model::new();
+        for task in playing {
+            model.extend(task.join().unwrap());
+        }
+        for reopened in [false, true] {
+            if reopened {
+                if round % 2 == 0 {
+                    run(store.close()).unwrap();
+                } else {
+                    drop(store);
+                }
+                store = builder().open().unwrap();
+            }
+            let mut scan = store.scan();
+            let mut left = model.clone();
+            while let Some(entry) = run(scan.next()) {
+                let entry = entry.unwrap();
+                let value = left.remove(&entry.key[..]);
+                assert!(value.as_deref() == Some(&entry.value[..]), "{:?}: {value:?}", entry.key);
+            }
+            assert!(left.is_empty(), "round {round}, reopened {reopened}: {} lost", left.len());
+            assert_eq!(run(store.len()).unwrap(), model.len() as u64);
+            for key in model.keys().step_by(1 + model.len() / 2000) {
+                let found = run(store.get(key)).unwrap();
+                assert!(found.as_deref() == Some(&model[key][..]));
+            }
+        }
+        assert!(run(store.verify()).unwrap().is_sound());
+    }
+}
+
+#[test]
+fn tasks_with_keys_of_their_own_agree_with_maps() {
+    let _watchdog = Watchdog::new();
+    play_together(4_000, 8, 3, Durability::Buffered);
+}
+
+#[test]
+#[ignore = "a million keys: cargo test --release --test store_model -- --ignored"]
+fn tasks_with_a_million_keys_agree_with_maps() {
+    play_together(1_000_000, 8, 4, Durability::Buffered);
+}

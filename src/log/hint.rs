@@ -7,16 +7,17 @@
 use super::place::Class;
 use super::record::{u16_at, u32_at, u64_at};
 use super::segment::{FORMAT_VERSION, Segment};
-use super::{BLOCK, CHUNK, Identity};
-use crate::rt::{self, AlignedBuf, IoBuf};
+use super::{BLOCK, Identity};
+use crate::rt::{self, Fd, IoBuf};
+use crc32fast::Hasher;
 use std::io;
 use std::path::PathBuf;
 
 const MAGIC: &[u8; 8] = b"ringlogH";
-const HEADER_LEN: usize = 80;
+const HEADER_LEN: usize = 88;
 const ENTRY_LEN: usize = 24;
-/// Larger hints are not written, and not read: no segment has so many records.
-const MAX_LEN: u64 = 1 << 30;
+/// How much is written and read at a time: whole entries.
+const PIECE: usize = 4096 * ENTRY_LEN;
 
 /// A put or delete as a hint has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,128 +29,207 @@ pub(crate) struct HintEntry {
     pub(crate) class: Class,
 }
 
-/// What a hint says.
+impl HintEntry {
+    fn encode(&self) -> [u8; ENTRY_LEN] {
+        let offset = u32::try_from(self.offset / 8).expect("below MAX_OFFSET");
+        let len = u32::try_from(self.len / 8).expect("the limits keep records below 4 GiB");
+        let mut bytes = [0; ENTRY_LEN];
+        bytes[..16].copy_from_slice(&self.digest);
+        bytes[16..20].copy_from_slice(&offset.to_le_bytes());
+        bytes[20..].copy_from_slice(&(len | (self.class as u32) << 30).to_le_bytes());
+        bytes
+    }
+
+    /// The entry, if it lies between the segment's header and its seal.
+    fn decode(bytes: &[u8], seal: u64) -> Option<Self> {
+        let len = u32_at(bytes, 20);
+        let class = match len >> 30 {
+            0 => Class::Put,
+            1 => Class::Expiring,
+            2 => Class::Tombstone,
+            _ => return None,
+        };
+        let (offset, len) = (u64::from(u32_at(bytes, 16)) * 8, (len << 2 >> 2) as usize * 8);
+        let within = offset >= BLOCK && offset + len as u64 <= seal && len > 0;
+        let digest = bytes[..16].try_into().expect("sixteen bytes");
+        within.then_some(Self { digest, offset, len, class })
+    }
+}
+
+/// What a hint says of its segment as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Hint {
+pub(crate) struct Head {
     pub(crate) seal: u64,
     pub(crate) sequence: u64,
     pub(crate) clock: u64,
+    /// When the last of its entries expires, of those that do; 0 if none does.
+    pub(crate) last_expiry: u64,
     /// The older segments that existed at the seal.
     pub(crate) extant: Vec<u64>,
-    pub(crate) entries: Vec<HintEntry>,
 }
 
 pub(crate) fn path_of(segment: &Segment) -> PathBuf {
     segment.path().with_extension("hint")
 }
 
-impl Hint {
-    fn encode(&self, identity: &Identity, segment: &Segment) -> Vec<u8> {
-        let len = HEADER_LEN + self.extant.len() * 8 + self.entries.len() * ENTRY_LEN + 4;
-        let mut bytes = Vec::with_capacity(len);
+impl Head {
+    fn len(&self) -> usize {
+        HEADER_LEN + self.extant.len() * 8
+    }
+
+    fn encode(&self, identity: &Identity, segment: (u64, u64)) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         bytes.extend_from_slice(&[0; 2]);
         bytes.extend_from_slice(&identity.partition.to_le_bytes());
         bytes.extend_from_slice(&identity.store);
-        let numbers = [
-            segment.id,
-            segment.salt,
-            self.seal,
-            self.sequence,
-            self.clock,
-            self.extant.len() as u64,
-        ];
-        bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+        let extant = self.extant.len() as u64;
+        let own = [segment.0, segment.1, self.seal, self.sequence, self.clock];
+        let numbers = own.into_iter().chain([extant, self.last_expiry]);
+        bytes.extend(numbers.flat_map(u64::to_le_bytes));
         bytes.extend(self.extant.iter().flat_map(|id| id.to_le_bytes()));
-        for entry in &self.entries {
-            let offset = u32::try_from(entry.offset / 8).expect("below MAX_OFFSET");
-            let len = u32::try_from(entry.len / 8).expect("the limits keep records below 4 GiB");
-            bytes.extend_from_slice(&entry.digest);
-            bytes.extend_from_slice(&offset.to_le_bytes());
-            bytes.extend_from_slice(&(len | (entry.class as u32) << 30).to_le_bytes());
-        }
-        let sum = crc32fast::hash(&bytes);
-        bytes.extend_from_slice(&sum.to_le_bytes());
         bytes
     }
 
-    /// What the bytes of a file say, if they are this segment's hint.
-    pub(crate) fn decode(bytes: &[u8], identity: &Identity, segment: (u64, u64)) -> Option<Self> {
-        let (body, sum) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
-        if body.len() < HEADER_LEN || crc32fast::hash(body) != u32_at(sum, 0) {
-            return None;
-        }
-        let ours = body[..8] == *MAGIC
-            && u16_at(body, 8) == FORMAT_VERSION
-            && u32_at(body, 12) == identity.partition
-            && body[16..32] == identity.store
-            && (u64_at(body, 32), u64_at(body, 40)) == segment;
-        let extant = usize::try_from(u64_at(body, 72)).ok()?;
-        let rest = &body[HEADER_LEN..];
-        let (ids, entries) = rest.split_at_checked(extant.checked_mul(8)?)?;
-        if !ours || entries.len() % ENTRY_LEN != 0 {
-            return None;
-        }
-        let seal = u64_at(body, 48);
-        let entries = entries.chunks_exact(ENTRY_LEN).map(|entry| {
-            let len = u32_at(entry, 20);
-            let class = match len >> 30 {
-                0 => Class::Put,
-                1 => Class::Expiring,
-                2 => Class::Tombstone,
-                _ => return None,
-            };
-            let (offset, len) = (u64::from(u32_at(entry, 16)) * 8, (len << 2 >> 2) as usize * 8);
-            let within = offset >= BLOCK && offset + len as u64 <= seal && len > 0;
-            let digest = entry[..16].try_into().expect("sixteen bytes");
-            within.then_some(HintEntry { digest, offset, len, class })
-        });
-        Some(Self {
-            seal,
-            sequence: u64_at(body, 56),
-            clock: u64_at(body, 64),
-            extant: ids.chunks_exact(8).map(|id| u64_at(id, 0)).collect(),
-            entries: entries.collect::<Option<_>>()?,
-        })
+    /// How long the head is that begins so, if it is this segment's (its id and salt).
+    fn len_of(bytes: &[u8], identity: &Identity, segment: (u64, u64)) -> Option<u64> {
+        let ours = bytes.len() >= HEADER_LEN
+            && bytes[..8] == *MAGIC
+            && u16_at(bytes, 8) == FORMAT_VERSION
+            && u32_at(bytes, 12) == identity.partition
+            && bytes[16..32] == identity.store
+            && (u64_at(bytes, 32), u64_at(bytes, 40)) == segment;
+        let ids = u64_at(bytes.get(..HEADER_LEN)?, 72).checked_mul(8)?;
+        ours.then_some(ids.checked_add(HEADER_LEN as u64)?)
     }
 
-    /// Writes the hint. It need not be durable: what a crash leaves of it is checked when it is
-    /// read.
-    pub(crate) async fn write(&self, identity: &Identity, segment: &Segment) -> io::Result<()> {
-        let bytes = self.encode(identity, segment);
+    fn decode(bytes: &[u8]) -> Self {
+        Self {
+            seal: u64_at(bytes, 48),
+            sequence: u64_at(bytes, 56),
+            clock: u64_at(bytes, 64),
+            last_expiry: u64_at(bytes, 80),
+            extant: bytes[HEADER_LEN..].chunks_exact(8).map(|id| u64_at(id, 0)).collect(),
+        }
+    }
+}
+
+/// Writes a hint, a piece at a time. It need not be durable: what a crash leaves of it is checked
+/// when it is read.
+pub(crate) struct HintWriter {
+    fd: Fd,
+    piece: Vec<u8>,
+    offset: u64,
+    sum: Hasher,
+}
+
+impl HintWriter {
+    pub(crate) async fn create(
+        identity: &Identity,
+        segment: &Segment,
+        head: &Head,
+    ) -> io::Result<Self> {
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
         let fd = rt::open(None, &path_of(segment), flags, 0o644).await?;
-        rt::write_all(&fd, bytes, 0).await.0
+        let piece = head.encode(identity, (segment.id, segment.salt));
+        Ok(Self { fd, piece, offset: 0, sum: Hasher::new() })
     }
 
-    /// Reads the segment's hint, if there is a good one.
-    pub(crate) async fn read(identity: &Identity, segment: &Segment) -> Option<Self> {
+    pub(crate) async fn push(&mut self, entry: &HintEntry) -> io::Result<()> {
+        self.piece.extend_from_slice(&entry.encode());
+        if self.piece.len() >= PIECE { self.flush().await } else { Ok(()) }
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        self.sum.update(&self.piece);
+        self.write().await
+    }
+
+    async fn write(&mut self) -> io::Result<()> {
+        let piece = std::mem::take(&mut self.piece);
+        let (result, mut piece) = rt::write_all(&self.fd, piece, self.offset).await;
+        self.offset += piece.len() as u64;
+        piece.clear();
+        self.piece = piece;
+        result
+    }
+
+    pub(crate) async fn finish(mut self) -> io::Result<()> {
+        self.flush().await?;
+        self.piece.extend_from_slice(&self.sum.clone().finalize().to_le_bytes());
+        self.write().await
+    }
+}
+
+/// Reads a hint that has been checked, a piece at a time.
+pub(crate) struct HintReader {
+    fd: Fd,
+    pub(crate) head: Head,
+    offset: u64,
+    end: u64,
+}
+
+impl HintReader {
+    /// Checks the segment's whole hint. There is a reader only of a good one.
+    pub(crate) async fn open(identity: &Identity, segment: &Segment) -> Option<Self> {
         let fd = rt::open(None, &path_of(segment), libc::O_RDONLY, 0).await.ok()?;
-        let len = rt::stat(&fd).await.ok()?.len;
-        if len > MAX_LEN {
+        let end = rt::stat(&fd).await.ok()?.len.checked_sub(4)?;
+        let first = read(&fd, 0, end.min(HEADER_LEN as u64)).await.ok()?;
+        let len = Head::len_of(&first, identity, (segment.id, segment.salt))?;
+        if len > end || (end - len) % ENTRY_LEN as u64 != 0 {
             return None;
         }
-        let len = usize::try_from(len).ok()?;
-        let mut buf = AlignedBuf::with_capacity(len);
-        let mut done = 0;
-        while done < len {
-            let to = len.min(done + CHUNK);
-            let (result, part) = rt::read(&fd, buf.part(done..to), done as u64).await;
-            buf = part.into_inner();
-            match result {
-                Ok(0) | Err(_) => return None,
-                Ok(n) => done += n,
+        let head = read(&fd, 0, len).await.ok()?;
+        let mut sum = Hasher::new();
+        sum.update(&head);
+        let mut reader = Self { fd, head: Head::decode(&head), offset: len, end };
+        while reader.offset < end {
+            let piece = reader.piece().await.ok()?;
+            sum.update(&piece);
+            let seal = reader.head.seal;
+            let good = |entry| HintEntry::decode(entry, seal).is_some();
+            if !piece.chunks_exact(ENTRY_LEN).all(good) {
+                return None;
             }
         }
-        Self::decode(&buf, identity, (segment.id, segment.salt))
+        let written = read(&reader.fd, end, 4).await.ok()?;
+        reader.offset = len;
+        (u32_at(&written, 0) == sum.finalize()).then_some(reader)
     }
+
+    async fn piece(&mut self) -> io::Result<Vec<u8>> {
+        let len = (self.end - self.offset).min(PIECE as u64);
+        let piece = read(&self.fd, self.offset, len).await?;
+        self.offset += len;
+        Ok(piece)
+    }
+
+    /// The next entries; none at the end.
+    pub(crate) async fn next(&mut self) -> io::Result<Vec<HintEntry>> {
+        if self.offset == self.end {
+            return Ok(Vec::new());
+        }
+        let piece = self.piece().await?;
+        let decode = |entry| HintEntry::decode(entry, self.head.seal);
+        let entries = piece.chunks_exact(ENTRY_LEN).map(decode).collect::<Option<_>>();
+        entries.ok_or_else(|| io::Error::other("the hint was changed while it was read"))
+    }
+}
+
+async fn read(fd: &Fd, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+    let len = usize::try_from(len).map_err(io::Error::other)?;
+    let room = Vec::with_capacity(len).part(..len);
+    let (result, room) = rt::read_exact(fd, room, offset).await;
+    result.map(|()| room.into_inner())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use crate::rt::{Executor, ExecutorConfig};
+    use std::fs;
+    use std::path::Path;
 
     const IDENTITY: Identity = Identity { store: [7; 16], partition: 3 };
 
@@ -157,48 +237,77 @@ mod tests {
         HintEntry { digest: [n; 16], offset: BLOCK + 64 * u64::from(n), len: 64, class }
     }
 
-    fn bytes_of(hint: &Hint) -> Vec<u8> {
-        let path = std::path::Path::new("/");
-        hint.encode(&IDENTITY, &Segment::for_tests(path, 5, 6))
+    fn on_ring<T>(work: impl Future<Output = T>) -> T {
+        Executor::new(ExecutorConfig::default()).unwrap().block_on(work)
+    }
+
+    fn write(dir: &Path, head: &Head, entries: &[HintEntry]) {
+        let segment = Segment::for_tests(dir, 5, 6);
+        on_ring(async {
+            let mut hint = HintWriter::create(&IDENTITY, &segment, head).await.unwrap();
+            for entry in entries {
+                hint.push(entry).await.unwrap();
+            }
+            hint.finish().await.unwrap();
+        });
+    }
+
+    async fn read_all(dir: &Path, identity: Identity, salt: u64) -> Option<(Head, Vec<HintEntry>)> {
+        let segment = Segment::for_tests(dir, 5, salt);
+        let mut reader = HintReader::open(&identity, &segment).await?;
+        let mut entries = Vec::new();
+        loop {
+            let some = reader.next().await.unwrap();
+            if some.is_empty() {
+                return Some((reader.head, entries));
+            }
+            entries.extend(some);
+        }
     }
 
     #[test]
     fn a_hint_reads_back_for_its_own_segment_only() {
-        let entries =
-            vec![entry(1, Class::Put), entry(2, Class::Expiring), entry(3, Class::Tombstone)];
-        let hint = Hint { seal: 8192, sequence: 9, clock: 8, extant: vec![1, 2, 4], entries };
-        let bytes = bytes_of(&hint);
-        assert_eq!(Hint::decode(&bytes, &IDENTITY, (5, 6)), Some(hint));
-        assert_eq!(Hint::decode(&bytes, &IDENTITY, (5, 7)), None);
-        assert_eq!(Hint::decode(&bytes, &IDENTITY, (4, 6)), None);
-        let other = Identity { partition: 4, ..IDENTITY };
-        assert_eq!(Hint::decode(&bytes, &other, (5, 6)), None);
-        for bit in 0..bytes.len() * 8 {
-            let mut flipped = bytes.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Hint::decode(&flipped, &IDENTITY, (5, 6)), None, "bit {bit}");
-        }
-        for len in 0..bytes.len() {
-            assert_eq!(Hint::decode(&bytes[..len], &IDENTITY, (5, 6)), None, "{len} bytes");
-        }
+        let dir = tempfile::tempdir().unwrap();
+        let entries = [entry(1, Class::Put), entry(2, Class::Expiring), entry(3, Class::Tombstone)];
+        let head =
+            Head { seal: 8192, sequence: 9, clock: 8, last_expiry: 7, extant: vec![1, 2, 4] };
+        write(dir.path(), &head, &entries);
+        let path = path_of(&Segment::for_tests(dir.path(), 5, 6));
+        let bytes = fs::read(&path).unwrap();
+        on_ring(async {
+            let whole = read_all(dir.path(), IDENTITY, 6).await;
+            assert_eq!(whole, Some((head, entries.to_vec())));
+            assert_eq!(read_all(dir.path(), IDENTITY, 7).await, None);
+            let other = Identity { partition: 4, ..IDENTITY };
+            assert_eq!(read_all(dir.path(), other, 6).await, None);
+            for bit in 0..bytes.len() * 8 {
+                let mut flipped = bytes.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                fs::write(&path, &flipped).unwrap();
+                assert_eq!(read_all(dir.path(), IDENTITY, 6).await, None, "bit {bit}");
+            }
+            for len in 0..bytes.len() {
+                fs::write(&path, &bytes[..len]).unwrap();
+                assert_eq!(read_all(dir.path(), IDENTITY, 6).await, None, "{len} bytes");
+            }
+        });
+    }
+
+    #[test]
+    fn a_hint_of_many_pieces_reads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let entries = vec![entry(1, Class::Put); 3 * PIECE / ENTRY_LEN + 1];
+        let head = Head { seal: 8192, ..Head::default() };
+        write(dir.path(), &head, &entries);
+        let whole = on_ring(read_all(dir.path(), IDENTITY, 6));
+        assert_eq!(whole, Some((head, entries)));
     }
 
     #[test]
     fn entries_beyond_the_seal_are_refused() {
-        let hint = Hint { seal: BLOCK, entries: vec![entry(1, Class::Put)], ..Hint::default() };
-        assert_eq!(Hint::decode(&bytes_of(&hint), &IDENTITY, (5, 6)), None);
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_bytes_are_refused_without_a_panic(
-            mut bytes in prop::collection::vec(any::<u8>(), 0..300), good_sum: bool,
-        ) {
-            if good_sum {
-                let sum = crc32fast::hash(&bytes);
-                bytes.extend_from_slice(&sum.to_le_bytes());
-            }
-            prop_assert!(Hint::decode(&bytes, &IDENTITY, (5, 6)).is_none());
-        }
+        let dir = tempfile::tempdir().unwrap();
+        let head = Head { seal: BLOCK, ..Head::default() };
+        write(dir.path(), &head, &[entry(1, Class::Put)]);
+        assert_eq!(on_ring(read_all(dir.path(), IDENTITY, 6)), None);
     }
 }

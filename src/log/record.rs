@@ -10,7 +10,7 @@ use crc32fast::Hasher;
 /// Bytes before the key, if there is no expiry.
 pub(crate) const HEADER_LEN: usize = 24;
 /// A mark or a seal, whole.
-pub(crate) const MARK_LEN: usize = HEADER_LEN + 16;
+pub(crate) const MARK_LEN: usize = HEADER_LEN + 24;
 
 const EXPIRES: u8 = 1;
 const MOVED: u8 = 2;
@@ -50,6 +50,8 @@ pub(crate) enum RecordError {
     Body,
     /// The header is good, and says more bytes than there are.
     Short,
+    /// It is good, and does not follow upon what was before it.
+    Gap,
 }
 
 impl RecordError {
@@ -58,6 +60,7 @@ impl RecordError {
             Self::Header => "the checksum of a record's header does not match",
             Self::Unknown => "a record is of a kind that only a later release can know",
             Self::Body => "the checksum of a record's body does not match",
+            Self::Gap => "records are missing here",
             Self::Short => "a record is longer than what is left of its file",
         }
     }
@@ -220,21 +223,25 @@ pub(crate) struct Mark {
     pub(crate) durable: u64,
     /// No clock that was read before was later, in milliseconds since 1970.
     pub(crate) clock: u64,
+    /// Where the records before it ended: what lies between is padding.
+    pub(crate) after: u64,
 }
 
 impl Mark {
     /// The mark as a record's value.
-    pub(crate) fn encode(self) -> [u8; 16] {
-        let mut value = [0; 16];
+    pub(crate) fn encode(self) -> [u8; 24] {
+        let mut value = [0; 24];
         value[..8].copy_from_slice(&self.durable.to_le_bytes());
-        value[8..].copy_from_slice(&self.clock.to_le_bytes());
+        value[8..16].copy_from_slice(&self.clock.to_le_bytes());
+        value[16..].copy_from_slice(&self.after.to_le_bytes());
         value
     }
 
     /// What a record says, if it is a mark or a seal.
     pub(crate) fn of(record: &Record<'_>) -> Option<Self> {
-        let is_mark = matches!(record.kind, Kind::Mark | Kind::Seal) && record.value.len() == 16;
-        is_mark.then(|| Self { durable: u64_at(record.value, 0), clock: u64_at(record.value, 8) })
+        let is_mark = matches!(record.kind, Kind::Mark | Kind::Seal) && record.value.len() == 24;
+        let at = |at| u64_at(record.value, at);
+        is_mark.then(|| Self { durable: at(0), clock: at(8), after: at(16) })
     }
 }
 
@@ -304,7 +311,7 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(Record::decode(&bytes[..len], 1, 64).is_err(), "{len}");
         }
-        let mark = Mark { durable: 4096, clock: 5 };
+        let mark = Mark { durable: 4096, clock: 5, after: 0 };
         let value = mark.encode();
         let record = Record::new(Kind::Mark, 9, &[], &value);
         assert_eq!((record.len(), Mark::of(&record)), (MARK_LEN, Some(mark)));

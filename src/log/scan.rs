@@ -77,11 +77,13 @@ impl Shown {
 /// See the module.
 pub(crate) struct Scan<'a> {
     segment: &'a Segment,
-    /// Of the file.
+    /// Of the segment, or of what is to be read of it.
     len: u64,
     strictness: Strictness,
     /// Where the next record begins.
     offset: u64,
+    /// Where the last record ended; none if what lies before is not known.
+    end: Option<u64>,
     window: Bytes,
     /// Where the window begins.
     start: u64,
@@ -92,18 +94,33 @@ pub(crate) struct Scan<'a> {
 impl<'a> Scan<'a> {
     pub(crate) fn new(segment: &'a Segment, len: u64, strictness: Strictness) -> Self {
         let (window, seen) = (Bytes::new(), Seen::default());
-        Self { segment, len, strictness, offset: BLOCK, window, start: BLOCK, seen, ended: false }
+        let (offset, start, end) = (BLOCK, BLOCK, Some(BLOCK));
+        Self { segment, len, strictness, offset, end, window, start, seen, ended: false }
     }
 
     /// One that goes on where another stood.
     pub(crate) fn from(mut self, offset: u64) -> Self {
         self.offset = offset;
+        self.end = None;
         self
     }
 
     /// Where it stands; after its end, where the log of the segment ends.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Where the last record ended.
+    pub(crate) fn end(&self) -> u64 {
+        self.end.unwrap_or(self.offset)
+    }
+
+    /// Whether a record follows upon the one before: behind padding comes a mark that knows of it.
+    fn follows(&self, shown: &Shown) -> bool {
+        self.end.is_none_or(|end| match Mark::of(&shown.record()) {
+            Some(mark) => mark.after == end,
+            None => shown.offset == end && end > BLOCK,
+        })
     }
 
     pub(crate) fn into_seen(self) -> Seen {
@@ -114,12 +131,20 @@ impl<'a> Scan<'a> {
     pub(crate) async fn next(&mut self) -> Result<Option<Shown>> {
         while !self.ended {
             match self.decode_here().await? {
+                Ok(shown) if !self.follows(&shown) => {
+                    self.offset = self.end();
+                    self.judge(RecordError::Gap).await?;
+                }
                 Ok(shown) => {
+                    let end = shown.offset + shown.len as u64;
                     self.offset += shown.len as u64;
                     let record = shown.record();
                     self.seen.sequence = self.seen.sequence.max(record.sequence);
                     if let Some(mark) = Mark::of(&record) {
                         self.seen.clock = self.seen.clock.max(mark.clock);
+                    }
+                    if record.kind != Kind::Seal {
+                        self.end = Some(end);
                     }
                     match record.kind {
                         Kind::Mark => {}
@@ -151,6 +176,12 @@ impl<'a> Scan<'a> {
         if offset < self.start || held < want as u64 {
             let len = want.max(CHUNK).min(left);
             self.window = self.segment.read(offset, len).await?;
+            if self.window.len() < len {
+                // The file ends within its last block, which reads as zeroes once it is whole.
+                let mut whole = Vec::from(&self.window[..]);
+                whole.resize(len, 0);
+                self.window = whole.into();
+            }
             self.start = offset;
         }
         let from = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
@@ -192,6 +223,10 @@ impl<'a> Scan<'a> {
         let at = self.offset;
         let mut proof = false;
         let mut next = None;
+        let first = self.bytes(at, 8).await?;
+        if first.iter().take(8).any(|&byte| byte != 0) {
+            self.seen.torn_bytes += 8;
+        }
         let mut offset = at;
         // Any valid mark further on will do; records are aligned to 8 bytes.
         while offset + 8 < self.len {
@@ -210,15 +245,17 @@ impl<'a> Scan<'a> {
             };
             let bytes = self.bytes(offset, header.total()).await?;
             if let Ok(record) = Record::decode(&bytes, self.segment.salt, offset) {
-                if record.kind == Kind::Seal && Mark::of(&record).is_some_and(|m| m.durable == at) {
-                    // A crash tore the block's end, and recovery sealed the segment after it.
+                self.seen.torn_records += 1;
+                let mark = Mark::of(&record);
+                let found = record.kind == Kind::Seal && offset == at.next_multiple_of(BLOCK);
+                if found && mark.is_some_and(|mark| mark.durable == at) {
+                    // A recovery found the end here, and sealed behind what was torn.
                     (self.seen.torn_bytes, self.seen.torn_records) = (0, 0);
                     self.offset = offset;
                     return Ok(());
                 }
-                self.seen.torn_records += 1;
                 next.get_or_insert(offset);
-                if Mark::of(&record).is_some_and(|mark| mark.durable > at) {
+                if mark.is_some_and(|mark| mark.durable > at) {
                     proof = true;
                     break;
                 }
@@ -241,7 +278,7 @@ impl<'a> Scan<'a> {
         (self.seen.torn_bytes, self.seen.torn_records) = (0, 0);
         self.seen.damage.push(damage);
         match next {
-            Some(next) => self.offset = next,
+            Some(next) => (self.offset, self.end) = (next, None),
             None => self.ended = true,
         }
         Ok(())

@@ -11,6 +11,7 @@ use crate::rt::{self, AlignedBuf, Fd, IoBuf};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Of segments, hints and superblock.
@@ -195,49 +196,82 @@ impl Segment {
         self.try_read(offset, len).await.map_err(Error::io("read", &self.path))
     }
 
-    pub(crate) async fn try_read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
-        let fd = self.fd().await?;
+    async fn try_read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        let (result, buf) = self.read_into(AlignedBuf::new(), offset, len).await;
+        let there = result?;
+        Ok(Bytes::from(buf).slice(there))
+    }
+
+    /// Reads `len` bytes, or as many as the file has, into a buffer. Tells where in it they are.
+    async fn read_into(
+        &self,
+        mut buf: AlignedBuf,
+        offset: u64,
+        len: usize,
+    ) -> (io::Result<Range<usize>>, AlignedBuf) {
+        let fd = match self.fd().await {
+            Ok(fd) => fd,
+            Err(error) => return (Err(error), buf),
+        };
         let align = self.access.get().align;
         let start = offset / align * align;
         let skip = usize::try_from(offset - start).expect("less than a block");
         let want = skip + len;
         let room = want.next_multiple_of(usize::try_from(align).expect("at most a block"));
-        let mut buf = AlignedBuf::with_capacity(room);
+        buf.clear();
+        buf.reserve(room);
         let mut done = 0;
         loop {
             let (result, part) = rt::read(&fd, buf.part(done..room), start + done as u64).await;
             buf = part.into_inner();
             let n = match result {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                result => result?,
+                Err(error) => return (Err(error), buf),
+                Ok(n) => n,
             };
-            if done + n >= want || n == 0 {
-                buf.truncate((done + n).min(want));
-                break;
-            }
             // A direct read goes on where a block begins; what it reads twice is the same.
             let next = (done + n) as u64 / align * align;
             let next = usize::try_from(next).expect("within the buffer");
-            if next == done && start + (done + n) as u64 >= rt::stat(&fd).await?.len {
-                buf.truncate(done + n); // the file ends within a block
-                break;
+            if done + n >= want {
+                buf.truncate(want);
+                return (Ok(skip..want), buf);
+            }
+            if next == done {
+                // It came short within a block: because the file ends there?
+                match rt::stat(&fd).await {
+                    Ok(stat) if start + ((done + n) as u64) < stat.len => continue,
+                    Ok(_) => {}
+                    Err(error) => return (Err(error), buf),
+                }
+                buf.truncate(done + n);
+                let end = buf.len();
+                return (Ok(skip.min(end)..end), buf);
             }
             done = next;
         }
-        let bytes = Bytes::from(buf);
-        Ok(if skip < bytes.len() { bytes.slice(skip..) } else { Bytes::new() })
     }
 
-    /// Reads the record at a place, checks it, and gives the bytes that it lies in.
-    pub(crate) async fn read_record(&self, offset: u64, len: usize) -> Result<Bytes> {
-        let bytes = self.read(offset, len).await?;
-        match Record::decode(&bytes, self.salt, offset) {
-            Ok(_) => Ok(bytes),
+    /// Reads and checks the record at a place. Gives the buffer back, and what `f` makes of it.
+    pub(crate) async fn with_record<T>(
+        &self,
+        buf: AlignedBuf,
+        offset: u64,
+        len: usize,
+        f: impl FnOnce(&Record<'_>) -> T,
+    ) -> (Result<T>, AlignedBuf) {
+        let (result, buf) = self.read_into(buf, offset, len).await;
+        let there = match result {
+            Ok(there) => there,
+            Err(error) => return (Err(Error::io("read", &self.path)(error)), buf),
+        };
+        let decoded = match Record::decode(&buf[there], self.salt, offset) {
+            Ok(record) => Ok(f(&record)),
             Err(RecordError::Short) => {
                 Err(self.corrupt(offset, "a record is longer than when it was indexed"))
             }
             Err(error) => Err(self.corrupt(offset, error.reason())),
-        }
+        };
+        (decoded, buf)
     }
 
     /// Writes `buf` at a block's beginning, however short the single writes come, and with `sync`

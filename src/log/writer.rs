@@ -24,6 +24,8 @@ pub(crate) struct Writer {
     segment: Rc<Segment>,
     /// Where the next group begins.
     tail: u64,
+    /// Where the last group's records end.
+    end: u64,
     /// All below is durable.
     synced: u64,
     /// Writing up to here cannot meet a full disk.
@@ -43,13 +45,22 @@ impl Writer {
     /// For a segment without groups, of which `prepared` bytes are.
     pub(crate) fn new(segment: Rc<Segment>, prepared: u64, limit: u64) -> Self {
         let buf = AlignedBuf::new();
-        Self { segment, tail: BLOCK, synced: BLOCK, prepared, limit, sealed: false, buf }
+        Self {
+            segment,
+            tail: BLOCK,
+            end: BLOCK,
+            synced: BLOCK,
+            prepared,
+            limit,
+            sealed: false,
+            buf,
+        }
     }
 
     /// For when there is no room for an active segment yet: stands for one that is sealed.
     pub(crate) fn sealed(segment: Rc<Segment>, seal: u64) -> Self {
         let (tail, buf) = (seal + BLOCK, AlignedBuf::new());
-        Self { segment, tail, synced: tail, prepared: tail, limit: 0, sealed: true, buf }
+        Self { segment, tail, end: tail, synced: tail, prepared: tail, limit: 0, sealed: true, buf }
     }
 
     pub(crate) fn segment(&self) -> &Rc<Segment> {
@@ -58,6 +69,16 @@ impl Writer {
 
     pub(crate) fn tail(&self) -> u64 {
         self.tail
+    }
+
+    /// Where its records end.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// What is prepared and not used, after a group of so many bytes of records.
+    pub(crate) fn left_after(&self, records: usize) -> u64 {
+        self.prepared.saturating_sub(self.end_of(records))
     }
 
     /// Whether it has no groups.
@@ -80,9 +101,10 @@ impl Writer {
         self.synced < self.tail
     }
 
-    /// Where a group of so many bytes of records would end, with room for a seal after it.
+    /// Where a group of so many bytes of records would end, with room for what may come after it
+    /// on a full disk: a mark of an idle log, and the seal that recovery sets behind that.
     fn end_of(&self, records: usize) -> u64 {
-        blocks(self.tail + (MARK_LEN + records) as u64) + BLOCK
+        blocks(self.tail + (MARK_LEN + records) as u64) + 2 * BLOCK
     }
 
     /// Whether the segment has room for such a group.
@@ -112,7 +134,7 @@ impl Writer {
 
     /// Begins a group. `sequence` is the last that was given.
     pub(crate) fn begin(&mut self, sequence: u64, clock: u64) {
-        let mark = Mark { durable: self.synced, clock };
+        let mark = Mark { durable: self.synced, clock, after: self.end };
         self.push_mark(Kind::Mark, mark, sequence);
     }
 
@@ -141,6 +163,7 @@ impl Writer {
         let (result, buf) = self.segment.write(buf, start, sync, dirty).await;
         self.buf = buf;
         result?;
+        self.end = end;
         if sync {
             self.tail = blocks(end);
             self.synced = self.tail;
@@ -185,12 +208,17 @@ impl Writer {
     /// Ends the segment, durably. Tells the seal's offset.
     pub(crate) async fn seal(&mut self, sequence: u64, clock: u64) -> io::Result<u64> {
         self.sync().await?;
-        self.seal_after(self.tail, sequence, clock).await
+        self.seal_as_durable(self.tail, sequence, clock).await
     }
 
-    async fn seal_after(&mut self, end: u64, sequence: u64, clock: u64) -> io::Result<u64> {
+    async fn seal_as_durable(
+        &mut self,
+        durable: u64,
+        sequence: u64,
+        clock: u64,
+    ) -> io::Result<u64> {
         let seal = self.tail;
-        let mark = Mark { durable: end, clock };
+        let mark = Mark { durable, clock, after: self.end };
         self.push_mark(Kind::Seal, mark, sequence);
         self.finish(true).await?;
         self.sealed = true;
@@ -198,8 +226,6 @@ impl Writer {
     }
 
     /// Seals a segment that was found without a seal, and ends at `end`. The caller has synced it.
-    /// The rest of the last block, which may be torn, is left as it is: the seal says where it
-    /// begins.
     pub(crate) async fn seal_found(
         segment: Rc<Segment>,
         end: u64,
@@ -207,7 +233,8 @@ impl Writer {
         clock: u64,
     ) -> io::Result<u64> {
         let tail = blocks(end);
-        let mut writer = Self { tail, synced: tail, ..Self::new(segment, tail, tail) };
-        writer.seal_after(end, sequence, clock).await
+        let mut writer = Self { tail, end, synced: tail, ..Self::new(segment, tail, tail) };
+        // Not a byte more: what a torn group left up to the seal means nothing.
+        writer.seal_as_durable(end, sequence, clock).await
     }
 }

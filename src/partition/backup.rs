@@ -22,8 +22,8 @@ pub(crate) struct BackupPart {
     hold: RefCell<Option<Hold>>,
     _pins: Pins,
     sealed: Vec<Rc<Segment>>,
-    /// The active segment, up to here.
-    active: Option<(Rc<Segment>, u64)>,
+    /// The active segment, its length, and where its records end.
+    active: Option<(Rc<Segment>, u64, u64)>,
     sequence: u64,
     clock: u64,
 }
@@ -34,14 +34,17 @@ impl Partition {
         self.check()?;
         let hold = self.hold().await;
         self.check()?;
-        let space = &self.ledger.borrow().space;
-        let there: Vec<_> = space.iter().filter(|(_, e)| !e.dropped).collect();
-        let slots = there.iter().map(|&(slot, _)| slot).collect();
-        let sealed = there.iter().filter(|(_, e)| e.seal.is_some());
-        let sealed = sealed.map(|(_, e)| Rc::clone(&e.segment)).collect();
-        let active = there.iter().find(|(_, e)| e.seal.is_none() && e.len > BLOCK);
-        let active = active.map(|(_, e)| (Rc::clone(&e.segment), e.len));
-        drop(there);
+        let (slots, sealed, active) = {
+            let space = &self.ledger.borrow().space;
+            let there: Vec<_> = space.iter().filter(|(_, e)| !e.dropped).collect();
+            let slots = there.iter().map(|&(slot, _)| slot).collect();
+            let sealed = there.iter().filter(|(_, e)| e.seal.is_some());
+            let sealed = sealed.map(|(_, e)| Rc::clone(&e.segment)).collect();
+            let active = there.iter().find(|(_, e)| e.seal.is_none() && e.len > BLOCK);
+            // Held, so the writer is at home.
+            let end = self.commit.end();
+            (slots, sealed, active.map(|(_, e)| (Rc::clone(&e.segment), e.len, end)))
+        };
         Ok(BackupPart {
             partition: Rc::clone(self),
             hold: RefCell::new(Some(hold)),
@@ -71,13 +74,13 @@ impl BackupPart {
                 result => result?,
             }
         }
-        if let Some((segment, len)) = &self.active {
-            self.copy_active(segment, *len, dir).await?;
+        if let Some((segment, len, end)) = &self.active {
+            self.copy_active(segment, *len, *end, dir).await?;
         }
         sync_dir(dir).await
     }
 
-    async fn copy_active(&self, segment: &Segment, len: u64, dir: &Path) -> Result<()> {
+    async fn copy_active(&self, segment: &Segment, len: u64, end: u64, dir: &Path) -> Result<()> {
         let path = Segment::path_in(dir, segment.id);
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
         let fd = rt::open(None, &path, flags, 0o644).await.map_err(Error::io("create", &path))?;
@@ -97,7 +100,7 @@ impl BackupPart {
         rt::fsync(&fd, false).await.map_err(Error::io("sync", &path))?;
         drop(fd);
         let (copy, _) = Segment::open(dir, &self.partition.identity, segment.id).await?;
-        let sealed = Writer::seal_found(Rc::new(copy), len, self.sequence, self.clock).await;
+        let sealed = Writer::seal_found(Rc::new(copy), end, self.sequence, self.clock).await;
         sealed.map(drop).map_err(Error::io("seal", &path))
     }
 }

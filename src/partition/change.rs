@@ -146,6 +146,7 @@ impl Partition {
         let op = Op::Put { key: put.key, value: put.value, sum: put.sum, expiry };
         let (ticket, version) = self.stage(digest, op, put.durability)?;
         ticket.wait(self).await?;
+        self.keep_pace().await;
         Ok(Some(version))
     }
 
@@ -162,8 +163,14 @@ impl Partition {
             self.settle(current).await?;
             return Ok(false);
         }
-        self.stage(digest, Op::Delete { key }, durability)?.0.wait(self).await?;
-        Ok(true)
+        let op = Op::Delete { key: key.clone() };
+        match self.stage(digest, op, durability)?.0.wait(self).await {
+            Err(Error::Full { .. }) if self.merge_step().await => {
+                // What merges have given back is for deletes first.
+                Box::pin(self.delete(digest, key, durability)).await
+            }
+            deleted => deleted.map(|()| true),
+        }
     }
 
     /// Replaces an entry by what a function makes of it: nothing else comes between. The entry
@@ -188,6 +195,7 @@ impl Partition {
                 let sum = body_sum(&key, &value);
                 let op = Op::Put { key, value: value.clone(), sum, expiry };
                 self.stage(digest, op, durability)?.0.wait(self).await?;
+                self.keep_pace().await;
                 Ok(Some(value))
             }
             None if current.present => {

@@ -8,6 +8,7 @@ use super::Partition;
 use super::digest::{Digest, DigestMap, DigestSet};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
+use crate::log::hint::Head;
 use crate::log::place::{Class, Place};
 use crate::log::record::{Kind, Record};
 use crate::log::segment::Segment;
@@ -21,10 +22,10 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// A group ends when it has so many bytes of records.
-const MAX_GROUP: usize = 1 << 20;
+/// A group ends when it has so many bytes of records; in small segments sooner.
+const MAX_GROUP: u64 = 1 << 20;
 /// How long a partition has been idle when it marks its tail.
 const IDLE: Duration = Duration::from_millis(10);
 
@@ -108,6 +109,17 @@ pub(super) enum Op {
     Seal,
 }
 
+/// Which room a write may have on a full disk: the later ones more than those before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Need {
+    /// None that is held for the others.
+    Put,
+    /// Half of the last spare.
+    Delete,
+    /// All that there is: merges give it back.
+    Own,
+}
+
 #[derive(Debug)]
 struct Staged {
     digest: Digest,
@@ -140,14 +152,22 @@ impl Staged {
         }
     }
 
-    /// Whether there is something of it to write: of a clock, the mark.
-    fn is_written(&self) -> bool {
+    /// Whether something is written for it.
+    fn takes_room(&self) -> bool {
         self.len() > 0 || matches!(self.op, Op::Clock)
     }
 
-    /// Whether it takes room that is not for deletes and merges.
     fn is_put(&self) -> bool {
         matches!(self.op, Op::Put { .. })
+    }
+
+    /// Which room is for it.
+    fn need(&self) -> Need {
+        match self.op {
+            Op::Put { .. } => Need::Put,
+            Op::Delete { .. } => Need::Delete,
+            _ => Need::Own,
+        }
     }
 }
 
@@ -171,7 +191,7 @@ pub(super) struct Pending {
     pub(super) ticket: Rc<Ticket>,
 }
 
-/// The next segment, made before it is needed.
+/// A segment that is made before it is needed.
 #[derive(Debug)]
 pub(super) struct Spare {
     pub(super) segment: Rc<Segment>,
@@ -186,7 +206,10 @@ pub(super) struct Commit {
     /// Away while a group is written.
     writer: RefCell<Option<Writer>>,
     active: Cell<usize>,
-    pub(super) spare: RefCell<Option<Spare>>,
+    /// The segments to come, in the order of their ids. The last one is for deletes and merges.
+    pub(super) spares: RefCell<VecDeque<Spare>>,
+    /// What the active segment has prepared and not used.
+    pub(super) left: Cell<u64>,
     sequence: Cell<u64>,
     /// The clock of the last durable mark.
     clock: Cell<u64>,
@@ -198,7 +221,8 @@ pub(super) struct Commit {
     /// Groups wait while this is above zero.
     holds: Cell<usize>,
     sealed: Cell<bool>,
-    interval: Cell<bool>,
+    /// When syncs are due that nobody waits for. Each is sooner than the one before it.
+    intervals: RefCell<Vec<Instant>>,
     /// Puts are refused, since there was no room.
     pub(super) full: RefCell<Option<Arc<io::Error>>>,
     poison: RefCell<Option<Arc<io::Error>>>,
@@ -208,7 +232,7 @@ impl Commit {
     pub(super) fn new(
         writer: Writer,
         active: usize,
-        spare: Option<Spare>,
+        spares: Vec<Spare>,
         sequence: u64,
         clock: u64,
     ) -> Self {
@@ -217,7 +241,8 @@ impl Commit {
             overlay: RefCell::default(),
             writer: RefCell::new(Some(writer)),
             active: Cell::new(active),
-            spare: RefCell::new(spare),
+            spares: RefCell::new(spares.into()),
+            left: Cell::new(0),
             sequence: Cell::new(sequence),
             clock: Cell::new(clock),
             running: Cell::new(false),
@@ -226,7 +251,7 @@ impl Commit {
             mark_idle: Cell::new(false),
             holds: Cell::new(0),
             sealed: Cell::new(false),
-            interval: Cell::new(false),
+            intervals: RefCell::default(),
             full: RefCell::default(),
             poison: RefCell::default(),
         }
@@ -239,6 +264,11 @@ impl Commit {
 
     pub(super) fn active(&self) -> usize {
         self.active.get()
+    }
+
+    /// Where the records of the active segment end, while no group is written.
+    pub(super) fn end(&self) -> u64 {
+        self.writer.borrow().as_ref().map_or(0, Writer::end)
     }
 
     /// The last sequence number that was given.
@@ -352,14 +382,17 @@ impl Partition {
 
     /// Sees to it that what was acknowledged before is durable in so much time.
     fn sync_within(self: &Rc<Self>, period: Duration) {
-        if self.commit.interval.replace(true) {
+        let due = rt::now().checked_add(period);
+        let mut intervals = self.commit.intervals.borrow_mut();
+        let Some(due) = due.filter(|due| intervals.last().is_none_or(|last| due < last)) else {
             return;
-        }
+        };
+        intervals.push(due);
         let partition = Rc::clone(self);
         drop(rt::spawn(async move {
             // If the store stops meanwhile, all the sooner.
             drop(partition.home.until_stopping(rt::timeout(period)).await);
-            partition.commit.interval.set(false);
+            partition.commit.intervals.borrow_mut().retain(|&other| other != due);
             // If it fails, the partition is poisoned, and whoever writes next hears of it.
             drop(partition.barrier().await);
         }));
@@ -416,11 +449,12 @@ impl Partition {
             let commit = &partition.commit;
             loop {
                 let groups = commit.groups.get();
-                if partition.home.until_stopping(rt::timeout(IDLE)).await.is_none() {
+                let stopping = partition.home.until_stopping(rt::timeout(IDLE)).await.is_none();
+                if stopping || commit.is_poisoned() {
                     break;
                 }
                 if commit.groups.get() == groups && !commit.running.get() {
-                    commit.mark_idle.set(!commit.is_poisoned() && !commit.is_sealed());
+                    commit.mark_idle.set(!commit.is_sealed());
                     partition.start_committing();
                     break;
                 }
@@ -432,13 +466,13 @@ impl Partition {
     /// Takes the operations of the next group.
     fn take_group(&self, group: &mut Vec<Staged>) -> bool {
         let mut gathering = self.commit.gathering.borrow_mut();
+        let most = MAX_GROUP.min(self.segment_bytes / 4);
         let mut bytes = 0;
-        while bytes < MAX_GROUP
-            && let Some(next) = gathering.front()
-            && (group.is_empty() || bytes + next.len() <= MAX_GROUP)
+        while let Some(next) = gathering.front()
+            && (group.is_empty() || bytes + next.len() as u64 <= most)
             && let Some(next) = gathering.pop_front()
         {
-            bytes += next.len();
+            bytes += next.len() as u64;
             group.push(next);
         }
         !group.is_empty()
@@ -452,24 +486,31 @@ impl Partition {
     ) -> io::Result<()> {
         let commit = &self.commit;
         let mut bytes: usize = group.iter().map(Staged::len).sum();
-        if group.iter().any(Staged::is_written) {
-            let puts = group.iter().any(Staged::is_put);
-            if let Err(NoRoom(error)) = self.make_room(writer, bytes, puts).await? {
+        if group.iter().any(Staged::takes_room) {
+            let need = group.iter().map(Staged::need).min().unwrap_or(Need::Own);
+            if let Err(NoRoom(error)) = self.make_room(writer, bytes, need).await? {
                 let error = Arc::new(error);
                 self.refuse(group, Staged::is_put, &error);
                 commit.full.replace(Some(Arc::clone(&error)));
                 bytes = group.iter().map(Staged::len).sum();
-                if group.iter().any(Staged::is_written)
-                    && let Err(NoRoom(error)) = self.make_room(writer, bytes, false).await?
+                if group.iter().any(Staged::takes_room)
+                    && let Err(NoRoom(error)) = self.make_room(writer, bytes, Need::Delete).await?
                 {
-                    self.refuse(group, Staged::is_written, &Arc::new(error));
+                    let error = Arc::new(error);
+                    self.refuse(group, |staged| staged.need() == Need::Delete, &error);
+                    bytes = group.iter().map(Staged::len).sum();
+                    if group.iter().any(Staged::takes_room)
+                        && let Err(NoRoom(_)) = self.make_room(writer, bytes, Need::Own).await?
+                    {
+                        self.refuse(group, Staged::takes_room, &error);
+                    }
                 }
             }
         }
         let sync = group.iter().any(|staged| staged.sync);
         let clock = self.clock.now();
         let mut places = Vec::with_capacity(group.len());
-        if group.iter().any(Staged::is_written) {
+        if group.iter().any(Staged::takes_room) {
             writer.begin(commit.sequence.get(), clock);
             if writer.is_empty() {
                 let own = writer.segment().id;
@@ -488,8 +529,10 @@ impl Partition {
             if sync {
                 commit.clock.set(clock);
             }
-        } else if sync {
+        } else if sync && writer.is_dirty() {
             writer.sync().await?;
+            // The tail can be marked now.
+            commit.groups.set(commit.groups.get() + 1);
             self.ledger.borrow_mut().space.set_len(commit.active.get(), writer.tail());
         }
         for (staged, place) in group.iter().zip(places) {
@@ -498,6 +541,7 @@ impl Partition {
         if group.iter().any(|staged| matches!(staged.op, Op::Seal)) {
             self.end_segment(writer).await?;
         }
+        commit.left.set(writer.left_after(0));
         for staged in group.drain(..) {
             staged.ticket.finish(Ok(()));
         }
@@ -529,9 +573,15 @@ impl Partition {
         let Some(place) = place else { return };
         let mut ledger = self.ledger.borrow_mut();
         match staged.op {
-            Op::Move { from, .. } => ledger.moved(staged.digest, from, place),
+            Op::Move { from, expiry, .. } => {
+                ledger.moved(staged.digest, from, place);
+                ledger.space.note_expiry(place.slot(), expiry.unwrap_or(0));
+            }
             _ => {
                 ledger.index(staged.digest, place);
+                if let Op::Put { expiry: Some(expiry), .. } = staged.op {
+                    ledger.space.note_expiry(place.slot(), expiry);
+                }
                 self.count(|stats| stats.records += 1);
             }
         }
@@ -546,7 +596,7 @@ impl Partition {
         self: &Rc<Self>,
         writer: &mut Writer,
         bytes: usize,
-        puts: bool,
+        need: Need,
     ) -> io::Result<Result<(), NoRoom>> {
         loop {
             // The first group lists the segments that there are.
@@ -554,6 +604,9 @@ impl Partition {
             let bytes = if writer.is_empty() { bytes + listed } else { bytes };
             let full = if writer.fits(bytes) {
                 match writer.prepare(bytes).await {
+                    Ok(()) if need == Need::Delete && self.must_be_left(writer, bytes) => {
+                        io::ErrorKind::StorageFull.into()
+                    }
                     Ok(()) => return Ok(Ok(())),
                     Err(error) if is_full(&error) => error,
                     Err(error) => return Err(error),
@@ -561,11 +614,13 @@ impl Partition {
             } else {
                 io::ErrorKind::StorageFull.into()
             };
-            // A put must not use up the last spare while this segment cannot grow.
-            if writer.fits(bytes) && (puts || writer.is_empty()) {
+            // A put must not use up the spares while this segment cannot grow.
+            if writer.fits(bytes) && (need == Need::Put || writer.is_empty()) {
                 return Ok(Err(NoRoom(full)));
             }
-            if let Err(NoRoom(full)) = self.ready_spare().await? {
+            // Nor may it have the last one.
+            let keep = usize::from(need == Need::Put);
+            if let Err(NoRoom(full)) = self.ready_spare(keep).await? {
                 return Ok(Err(NoRoom(full)));
             }
             self.seal_active(writer).await?;
@@ -581,11 +636,17 @@ impl Partition {
         if self.commit.is_sealed() {
             return self.seal_active(writer).await;
         }
-        if let Ok(()) = self.ready_spare().await? {
+        if let Ok(()) = self.ready_spare(1).await? {
             self.seal_active(writer).await?;
             self.use_spare(writer);
         }
         Ok(())
+    }
+
+    /// Whether a delete has to leave to merges what is left of the last spare on a full disk.
+    fn must_be_left(&self, writer: &Writer, bytes: usize) -> bool {
+        let last = self.commit.full.borrow().is_some() && self.commit.spares.borrow().is_empty();
+        last && writer.left_after(bytes) < self.reserve() / 2
     }
 
     /// Seals the active segment, if it is not. Its hint is written beside the traffic.
@@ -594,24 +655,28 @@ impl Partition {
         if writer.is_empty() || writer.is_sealed() {
             return Ok(());
         }
-        let seal = writer.seal(commit.sequence.get(), clock).await?;
+        let sequence = commit.sequence.get();
+        let seal = writer.seal(sequence, clock).await?;
         commit.clock.set(clock);
         let slot = commit.active.get();
-        let mut ledger = self.ledger.borrow_mut();
-        ledger.space.set_len(slot, writer.tail());
-        ledger.space.get_mut(slot).seal = Some(seal);
-        drop(ledger);
-        self.finish_segment(slot);
+        let (extant, last_expiry) = {
+            let space = &mut self.ledger.borrow_mut().space;
+            space.set_len(slot, writer.tail());
+            space.get_mut(slot).seal = Some(seal);
+            (space.listed(writer.segment().id), space.get(slot).last_expiry)
+        };
+        self.finish_segment(slot, Head { seal, sequence, clock, last_expiry, extant });
         Ok(())
     }
 
     fn use_spare(self: &Rc<Self>, writer: &mut Writer) {
-        let Some(spare) = self.commit.spare.take() else { unreachable!("it was made ready") };
+        let spare = self.commit.spares.borrow_mut().pop_front();
+        let Some(spare) = spare else { unreachable!("it was made ready") };
         let slot =
             self.ledger.borrow_mut().space.add(Rc::clone(&spare.segment), crate::log::BLOCK, None);
         self.commit.active.set(slot);
         *writer = Writer::new(spare.segment, spare.prepared, self.segment_bytes);
-        self.start_making_spare();
+        self.start_making_spares();
     }
 
     /// Takes operations back that there is no room for, from the group and from what gathers, and
@@ -626,12 +691,12 @@ impl Partition {
         let mut overlay = self.commit.overlay.borrow_mut();
         overlay.clear();
         let mut tickets = Vec::new();
-        let mut undone = DigestSet::default();
+        let mut gone = DigestSet::default();
         let mut keep = |staged: &Staged| {
-            let is_delete = matches!(staged.op, Op::Delete { .. });
-            if refused(staged) || (is_delete && undone.contains(&staged.digest)) {
-                if is_delete || staged.is_put() {
-                    undone.insert(staged.digest);
+            let changes = matches!(staged.op, Op::Put { .. } | Op::Delete { .. });
+            if refused(staged) || changes && gone.contains(&staged.digest) {
+                if changes {
+                    gone.insert(staged.digest);
                 }
                 staged.ticket.settle(Err(Failure::Full(Arc::clone(error))));
                 tickets.push(Rc::clone(&staged.ticket));
@@ -672,7 +737,7 @@ impl Partition {
     pub(super) async fn hold(self: &Rc<Self>) -> Hold {
         self.commit.holds.set(self.commit.holds.get() + 1);
         let hold = Hold(Rc::clone(self));
-        while self.commit.running.get() {
+        while self.commit.running.get() && !self.commit.is_poisoned() {
             rt::yield_now().await;
         }
         hold

@@ -86,9 +86,11 @@ impl Hasher for Identity {
     }
 }
 
+/// A set of digests.
+pub(crate) type DigestSet = HashSet<Digest, BuildHasherDefault<Identity>>;
+
 /// A map from digests.
 pub(crate) type DigestMap<T> = HashMap<Digest, T, BuildHasherDefault<Identity>>;
-pub(crate) type DigestSet = HashSet<Digest, BuildHasherDefault<Identity>>;
 
 #[cfg(test)]
 mod tests {

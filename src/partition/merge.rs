@@ -7,7 +7,7 @@
 //! so a tombstone goes when, and only when, no older put of its key is left anywhere.
 
 use super::Partition;
-use super::commit::{Op, Ticket};
+use super::commit::{Failure, Op, Ticket};
 use super::digest::Digest;
 use crate::durability::Durability;
 use crate::error::{Error, Result};
@@ -17,9 +17,10 @@ use crate::log::record::Kind;
 use crate::log::scan::{Scan, Shown, Strictness};
 use crate::log::segment::{Segment, sync_dir};
 use crate::rt;
-use std::cell::Cell;
-use std::io;
+use std::cell::{Cell, RefCell};
+use std::io::ErrorKind;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How many bytes are copied between two looks at the budget.
@@ -28,6 +29,8 @@ const STEP: u64 = 256 << 10;
 const PACE: u64 = 32 << 20;
 /// Garbage that is never worth while.
 const SLACK: u64 = 4 << 20;
+/// How many merges a put waits for at most, when there is too much garbage.
+const PATIENCE: usize = 16;
 /// Puts that are counted down between two yields.
 const COUNTS: usize = 1024;
 
@@ -37,6 +40,8 @@ pub(super) struct Merging {
     running: Cell<bool>,
     /// One at a time, whoever asks.
     busy: Cell<bool>,
+    /// Finished with each segment that is merged.
+    step: RefCell<Rc<Ticket>>,
 }
 
 /// How far garbage has come.
@@ -65,13 +70,48 @@ impl Partition {
             // Dropped at any await when the store stops: a merge that was cut short is harmless.
             partition.home.until_stopping(partition.merge_all()).await;
             drop(merging);
+            partition.tell_merged();
         });
+    }
+
+    fn tell_merged(&self) {
+        self.merging.step.take().finish(Ok(()));
+    }
+
+    /// Before a put is answered: if merges do not keep pace with what is overwritten, whoever
+    /// overwrites waits for them. The put has its place by then, so no order changes.
+    pub(super) async fn keep_pace(&self) {
+        for _ in 0..PATIENCE {
+            let (len, live) = self.ledger.borrow().space.totals();
+            let bound = live + 2 * SLACK.min(self.segment_bytes);
+            if len.saturating_sub(live) <= bound || !self.merge_step().await {
+                break;
+            }
+        }
+    }
+
+    /// Waits until the segment that is being merged is, if one is.
+    pub(super) async fn merge_step(&self) -> bool {
+        let running = self.merging.running.get();
+        if running {
+            let step = Rc::clone(&self.merging.step.borrow());
+            drop(step.outcome().await);
+        }
+        running
+    }
+
+    /// Whether a segment is being merged.
+    pub(super) fn is_merging(&self) -> bool {
+        self.merging.busy.get()
     }
 
     /// How urgent merging is.
     fn pressure(&self) -> Pressure {
-        let (len, live) = self.ledger.borrow().space.totals();
-        let garbage = len.saturating_sub(live);
+        let (garbage, live) = {
+            let space = &self.ledger.borrow().space;
+            let ((len, live), expired) = (space.totals(), space.expired(self.clock.now()));
+            (len.saturating_sub(live) + expired, live - expired)
+        };
         let slack = SLACK.min(self.segment_bytes);
         if self.commit.full.borrow().is_some() {
             return Pressure::Full;
@@ -90,17 +130,27 @@ impl Partition {
 
     /// Which segment to merge next.
     fn choose(&self) -> Option<usize> {
-        let full = self.commit.full.borrow().is_some();
-        // On a full disk only what fits the reserve can be copied.
-        let most_live = if full { self.reserve() / 2 } else { u64::MAX };
-        self.ledger.borrow().space.victim(most_live)
+        let now = self.clock.now();
+        self.ledger.borrow().space.victim(self.most_live(), now)
+    }
+
+    /// On a full disk only what fits the reserve can be copied.
+    fn most_live(&self) -> u64 {
+        if self.commit.full.borrow().is_none() {
+            return u64::MAX;
+        }
+        let spares = self.commit.spares.borrow().len() as u64 * self.reserve();
+        (spares + self.commit.left.get()) / 8 * 7
     }
 
     /// Whether it is time to end the active segment, so that it can be merged.
     fn active_is_garbage(&self) -> bool {
         let ledger = self.ledger.borrow();
         let active = ledger.space.get(self.commit.active());
-        active.seal.is_none() && active.garbage() > SLACK && active.garbage() * 2 > active.len
+        active.seal.is_none() && {
+            let garbage = active.garbage(self.clock.now());
+            garbage > SLACK && garbage * 2 > active.len
+        }
     }
 
     async fn merge_all(self: &Rc<Self>) {
@@ -117,17 +167,26 @@ impl Partition {
                     }
                     merged => merged,
                 },
-                None if self.active_is_garbage() => self.end_active().await,
+                None if self.active_is_garbage() => {
+                    let active = self.commit.active();
+                    let ended = self.end_active().await;
+                    if self.commit.active() == active {
+                        return; // there is no room for another
+                    }
+                    ended
+                }
                 None => return,
             };
             if merged.is_err() {
                 return;
             }
+            self.tell_merged();
         }
     }
 
     /// Merges a segment away of which a salvage could not read all.
     pub(super) async fn merge_damaged(self: &Rc<Self>, slot: usize) -> Result<()> {
+        let _busy = self.merge_turn().await;
         self.merge_alone(slot, true).await
     }
 
@@ -141,13 +200,21 @@ impl Partition {
         Ok(())
     }
 
-    /// Merges one sealed segment away.
-    pub(super) async fn merge(self: &Rc<Self>, slot: usize) -> Result<()> {
+    /// One merge at a time.
+    async fn merge_turn(&self) -> Running<'_> {
         while self.merging.busy.get() {
             drop(rt::timeout_ms(1).await);
         }
         self.merging.busy.set(true);
-        let _busy = Running(&self.merging.busy);
+        Running(&self.merging.busy)
+    }
+
+    /// Merges one sealed segment away.
+    pub(super) async fn merge(self: &Rc<Self>, slot: usize) -> Result<()> {
+        let _busy = self.merge_turn().await;
+        if self.commit.is_sealed() {
+            return Err(Error::Closed);
+        }
         // Meanwhile another merge may have taken it.
         if self.ledger.borrow().space.try_get(slot).is_none_or(|extant| !extant.can_merge()) {
             return Ok(());
@@ -158,13 +225,19 @@ impl Partition {
     async fn merge_alone(self: &Rc<Self>, slot: usize, salvage: bool) -> Result<()> {
         let id = self.ledger.borrow().space.get(slot).segment.id;
         let mut seen = Seen::default();
+        let left = || self.ledger.borrow().space.get(slot).live_records;
         loop {
+            let before = left();
             self.copy_live(slot, salvage, &mut seen).await?;
             // All copies are published when this is.
             self.barrier().await?;
-            // A write that superseded a record here may have been refused for want of room.
-            if self.ledger.borrow().space.get(slot).live_records == seen.last.len() as u64 {
+            if left() == seen.last.len() as u64 {
                 break;
+            }
+            // A write that superseded a record here may have been refused for want of room: then
+            // the next pass copies it. If none does, there is no room for copies either.
+            if left() == before {
+                return Err(self.no_room());
             }
         }
         let dropped = self.stage(Digest::default(), Op::Drop { id }, Durability::Sync)?.0;
@@ -182,6 +255,12 @@ impl Partition {
         self.remove_dropped(slot).await
     }
 
+    fn no_room(&self) -> Error {
+        let cause = self.commit.full.borrow().clone();
+        let cause = cause.unwrap_or_else(|| Arc::new(ErrorKind::StorageFull.into()));
+        self.failed(Failure::Full(cause))
+    }
+
     /// Removes a dropped segment's file, unless somebody still reads it: then whoever is last does.
     pub(super) async fn remove_dropped(&self, slot: usize) -> Result<()> {
         let segment = match self.ledger.borrow().space.try_get(slot) {
@@ -196,7 +275,7 @@ impl Partition {
     pub(super) async fn remove_file(&self, segment: &Segment) -> Result<()> {
         for path in [hint::path_of(segment), segment.path().to_owned()] {
             match rt::unlink(None, &path).await {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => result.map_err(Error::io("remove", &path))?,
             }
         }
@@ -237,11 +316,15 @@ impl Partition {
                 ticket.wait(self).await?;
                 self.rest(copied).await;
                 copied = 0;
+                // Cut short, it is harmless.
+                if self.commit.is_sealed() {
+                    return Err(Error::Closed);
+                }
             } else {
                 last = Some(ticket);
             }
         }
-        // Where there is no room for copies, there is no use in trying again.
+        // Without room for copies there is no sense in going on.
         match last {
             Some(ticket) => ticket.wait(self).await,
             None => Ok(()),
@@ -294,12 +377,20 @@ impl Partition {
         let last = self.next_id.get();
         self.end_active().await?;
         loop {
+            let (most_live, now, mut too_much) = (self.most_live(), self.clock.now(), false);
             let victim = self.ledger.borrow().space.iter().find_map(|(slot, e)| {
-                let worth = e.can_merge() && e.segment.id < last && e.garbage() > overhead(e.len);
-                worth.then_some(slot)
+                let whole = e.seal.is_some() && !e.damaged && !e.dropped;
+                let worth = whole && e.segment.id < last && e.garbage(now) > overhead(e.len);
+                too_much |= worth && e.live_bytes > most_live;
+                (worth && e.live_bytes <= most_live).then_some((slot, e.hinting))
             });
-            let Some(victim) = victim else { return Ok(()) };
-            self.merge(victim).await?;
+            match victim {
+                None if too_much => return Err(self.no_room()),
+                None => return Ok(()),
+                // Its hint is being written, after a rotation or an opening.
+                Some((_, true)) => drop(rt::timeout_ms(1).await),
+                Some((victim, false)) => self.merge(victim).await?,
+            }
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::log::Identity;
 use crate::log::place::{Class, Place};
 use crate::log::record::Record;
-use crate::rt::{self, Handle};
+use crate::rt::{self, AlignedBuf, Handle};
 use crate::stats::PartitionStats;
 use bytes::Bytes;
 use clock::Clock;
@@ -59,6 +59,8 @@ pub(crate) struct Settings {
     /// Random, of this opening.
     pub(crate) seed: [u8; 16],
     pub(crate) segment_bytes: u64,
+    /// How many files of segments may be open at a time.
+    pub(crate) open_files: usize,
     /// The thread that it lives on.
     pub(crate) home: Handle,
 }
@@ -80,6 +82,8 @@ pub(crate) struct Partition {
     making: RefCell<Option<Rc<Ticket>>>,
     merging: Merging,
     clock: Clock,
+    /// For reads to come.
+    buffers: RefCell<Vec<AlignedBuf>>,
     /// Tasks of its own that `close` waits for.
     chores: Cell<usize>,
     stats: Cell<PartitionStats>,
@@ -115,27 +119,36 @@ impl Partition {
         let mut refused = false;
         while let Some(place) = self.place(digest) {
             let segment = self.ledger.borrow_mut().space.for_reading(place.slot());
-            let bytes = match segment.read_record(place.offset(), place.len()).await {
-                Ok(bytes) => bytes,
+            // A pooled buffer and a copy of the value are quicker than an aligned buffer for each,
+            // and a small value does not keep whole blocks alive.
+            let buf = self.buffers.borrow_mut().pop().unwrap_or_default();
+            let found = |record: &Record<'_>| {
+                (record.key == key).then(|| Found {
+                    value: Bytes::copy_from_slice(record.value),
+                    version: record.sequence,
+                    expiry: record.expiry,
+                })
+            };
+            let read = segment.with_record(buf, place.offset(), place.len(), found);
+            let (result, mut buf) = read.await;
+            if self.buffers.borrow().len() < POOLED_BUFFERS {
+                buf.shrink_to(POOLED_BYTES);
+                self.buffers.borrow_mut().push(buf);
+            }
+            match result {
+                Ok(Some(found)) => return Ok(Some((place, found))),
+                Ok(None) => {
+                    let reason = "a record has another key than when it was indexed";
+                    return Err(segment.corrupt(place.offset(), reason));
+                }
                 // The segment was merged meanwhile, and its file is gone.
-                Err(_) if self.place(digest) != Some(place) => continue,
+                Err(_) if self.place(digest) != Some(place) => {}
                 Err(Error::Io { source, .. }) if is_out_of_files(&source) && !refused => {
                     refused = true;
                     self.ledger.borrow_mut().space.bound_open(0);
-                    continue;
                 }
                 Err(error) => return Err(error),
-            };
-            let Ok(record) = Record::decode(&bytes, segment.salt, place.offset()) else {
-                unreachable!("it has been checked")
-            };
-            if record.key != key {
-                let reason = "a record has another key than when it was indexed";
-                return Err(segment.corrupt(place.offset(), reason));
             }
-            let value = bytes.slice_ref(record.value);
-            let (version, expiry) = (record.sequence, record.expiry);
-            return Ok(Some((place, Found { value, version, expiry })));
         }
         Ok(None)
     }
@@ -228,7 +241,7 @@ impl Partition {
     }
 
     async fn wait_for_chores(&self) {
-        while self.chores.get() > 0 {
+        while self.chores.get() > 0 || self.is_merging() {
             // They are few, and end soon once the partition is sealed.
             drop(rt::timeout_ms(1).await);
         }
@@ -259,3 +272,7 @@ fn is_out_of_files(error: &std::io::Error) -> bool {
 
 /// Reads of one `get_many` that are in flight at a time.
 const READS_AT_ONCE: usize = 64;
+
+/// Buffers for reads that are kept, and how large each may be.
+const POOLED_BUFFERS: usize = 64;
+const POOLED_BYTES: usize = 64 << 10;

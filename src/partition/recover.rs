@@ -5,15 +5,17 @@
 //! recovery left, whole or half done, gives the same.
 
 use super::clock::Clock;
-use super::commit::{Commit, Spare};
+use super::commit::{Commit, Op, Spare};
 use super::digest::Digest;
 use super::ledger::Ledger;
-use super::rotate::note;
+use super::rotate::{SPARES, entry_of};
+use super::space::Space;
 use super::{Partition, Settings};
+use crate::durability::Durability;
 use crate::error::{Error, Result};
-use crate::log::hint::{Hint, path_of};
+use crate::log::hint::{Head, HintEntry, HintReader, path_of};
 use crate::log::place::Place;
-use crate::log::record::{Kind, MARK_LEN, Record};
+use crate::log::record::{Kind, MARK_LEN, Record, u64_at};
 use crate::log::scan::{Scan, Seen, Strictness};
 use crate::log::segment::{Segment, sync_dir};
 use crate::log::writer::Writer;
@@ -31,11 +33,22 @@ use std::sync::Arc;
 /// A segment as it was found.
 struct Loaded {
     segment: Rc<Segment>,
-    /// What it holds, and where its seal is or has to be.
-    hint: Hint,
+    /// What it says as a whole, and where its seal is or has to be.
+    head: Head,
+    /// Where its records end.
+    end: u64,
+    /// Whether it says which older segments there are.
+    lists: bool,
+    entries: Entries,
     state: State,
     damaged: bool,
     file_len: u64,
+}
+
+/// The puts and deletes of a segment.
+enum Entries {
+    Hinted(HintReader),
+    Scanned(Vec<HintEntry>),
 }
 
 /// How a segment was found.
@@ -46,7 +59,7 @@ enum State {
     /// Sealed, and scanned.
     Sealed,
     /// With records, which end there, and without a seal.
-    Unsealed(u64),
+    Unsealed,
     /// Without a whole record, but not untouched.
     Torn,
     /// Nothing after the header.
@@ -61,7 +74,7 @@ pub(crate) struct Plan {
     last: Option<(usize, Option<u64>)>,
     spares: Vec<Spare>,
     leftovers: Vec<PathBuf>,
-    unhinted: Vec<usize>,
+    unhinted: Vec<(usize, Head)>,
     damaged: Vec<usize>,
     unreadable: Vec<PathBuf>,
     sequence: u64,
@@ -115,47 +128,67 @@ async fn load(
     file_len: u64,
     must_be_sealed: bool,
 ) -> Result<(Loaded, Seen)> {
-    let mut loaded =
-        Loaded { segment, hint: Hint::default(), state: State::Hinted, damaged: false, file_len };
-    let segment = &loaded.segment;
-    if let Some(hint) = Hint::read(&settings.identity, segment).await
-        && is_sealed_at(segment, &hint, file_len).await?
+    let salvage = settings.quarantine.is_some();
+    // A salvage looks for damage, which a hint does not show.
+    if !salvage
+        && let Some(hint) = HintReader::open(&settings.identity, &segment).await
+        && is_sealed_at(&segment, hint.head.seal, file_len).await?
     {
-        loaded.hint = hint;
+        let loaded = Loaded {
+            segment,
+            head: hint.head.clone(),
+            end: hint.head.seal,
+            lists: true,
+            entries: Entries::Hinted(hint),
+            state: State::Hinted,
+            damaged: false,
+            file_len,
+        };
         return Ok((loaded, Seen::default()));
     }
-    let salvage = settings.quarantine.is_some();
     let strictness = Strictness { sealed: must_be_sealed, salvage };
-    let mut scan = Scan::new(segment, file_len, strictness);
-    let mut hint = Hint::default();
-    let mut shown_any = false;
+    let mut scan = Scan::new(&segment, file_len.next_multiple_of(BLOCK), strictness);
+    let mut head = Head::default();
+    let mut entries = Vec::new();
+    let (mut shown_any, mut lists) = (false, false);
     while let Some(shown) = scan.next().await? {
         shown_any = true;
-        note(&settings.secret, &shown.record(), shown.offset, shown.len, &mut hint);
+        let record = shown.record();
+        head.last_expiry = head.last_expiry.max(record.expiry.unwrap_or(0));
+        match record.kind {
+            Kind::Live => {
+                lists = true;
+                head.extant = record.value.chunks_exact(8).map(|id| u64_at(id, 0)).collect();
+            }
+            Kind::Drop if record.value.len() == 8 => {
+                let gone = u64_at(record.value, 0);
+                head.extant.retain(|&id| id != gone);
+            }
+            _ => entries.extend(entry_of(&settings.secret, &shown)),
+        }
     }
-    let end = scan.offset();
+    let end = scan.end();
     let seen = scan.into_seen();
-    hint.seal = seen.seal.unwrap_or(end.next_multiple_of(BLOCK));
-    hint.sequence = seen.sequence;
-    hint.clock = seen.clock;
-    loaded.damaged = !seen.damage.is_empty();
-    loaded.state = match (seen.seal, shown_any) {
+    head.seal = seen.seal.unwrap_or(end.next_multiple_of(BLOCK));
+    (head.sequence, head.clock) = (seen.sequence, seen.clock);
+    let state = match (seen.seal, shown_any) {
         (Some(_), _) => State::Sealed,
-        (None, true) => State::Unsealed(end),
+        (None, true) => State::Unsealed,
         (None, false) if end == BLOCK && seen.torn_bytes == 0 => State::Clean,
         (None, false) => State::Torn,
     };
-    loaded.hint = hint;
-    Ok((loaded, seen))
+    let damaged = !seen.damage.is_empty();
+    let entries = Entries::Scanned(entries);
+    Ok((Loaded { segment, head, end, lists, entries, state, damaged, file_len }, seen))
 }
 
 /// Whether the segment's seal is where a hint says.
-async fn is_sealed_at(segment: &Segment, hint: &Hint, file_len: u64) -> Result<bool> {
-    if hint.seal + MARK_LEN as u64 > file_len {
+async fn is_sealed_at(segment: &Segment, seal: u64, file_len: u64) -> Result<bool> {
+    if seal + MARK_LEN as u64 > file_len {
         return Ok(false);
     }
-    let bytes = segment.read(hint.seal, MARK_LEN).await?;
-    let record = Record::decode(&bytes, segment.salt, hint.seal);
+    let bytes = segment.read(seal, MARK_LEN).await?;
+    let record = Record::decode(&bytes, segment.salt, seal);
     Ok(record.is_ok_and(|record| record.kind == Kind::Seal))
 }
 
@@ -164,9 +197,10 @@ impl Plan {
     pub(crate) async fn read(settings: Settings) -> Result<Self> {
         let started = rt::now();
         let names = list(&settings.dir).await?;
+        let open_files = settings.open_files;
         let mut plan = Self {
             settings,
-            ledger: Ledger::default(),
+            ledger: Ledger { space: Space::new(open_files), ..Ledger::default() },
             last: None,
             spares: Vec::new(),
             leftovers: names.leftovers,
@@ -182,7 +216,7 @@ impl Plan {
         let last = plan.find_last(&mut ids).await?;
         if let Some(last) = last {
             plan.load_older(ids, &last).await?;
-            plan.take(last);
+            plan.take(last).await?;
         } else {
             // Without any record, nothing can be missing.
             for id in ids {
@@ -217,6 +251,9 @@ impl Plan {
             self.note_seen(&loaded, seen);
             let segment = loaded.segment;
             match loaded.state {
+                State::Clean | State::Torn if loaded.damaged => {
+                    self.unreadable.push(segment.path().to_owned());
+                }
                 State::Clean => self.spares.push(Spare { segment, prepared: loaded.file_len }),
                 State::Torn => self.leftovers.push(segment.path().to_owned()),
                 _ => return Ok(Some(Loaded { segment, ..loaded })),
@@ -231,16 +268,18 @@ impl Plan {
         report.torn_records += seen.torn_records;
         report.damage.extend(seen.damage);
         if loaded.state != State::Hinted {
-            report.scanned_bytes += loaded.hint.seal.saturating_sub(BLOCK);
+            report.scanned_bytes += loaded.head.seal.saturating_sub(BLOCK);
         }
     }
 
     /// Replays the segments that the last one says are there.
     async fn load_older(&mut self, ids: Vec<u64>, last: &Loaded) -> Result<()> {
         let mut there = BTreeSet::from_iter(ids);
-        let mut before_last = true;
-        let newest = last.hint.extant.iter().max().copied();
-        for &id in &last.hint.extant {
+        // Damage may have taken the list: then all that is there may be part of the store.
+        let all: Vec<_> = there.iter().copied().collect();
+        let extant = if last.lists { &last.head.extant } else { &all };
+        let newest = extant.last().copied();
+        for &id in extant {
             if !there.remove(&id) {
                 let path = Segment::path_in(&self.settings.dir, id);
                 let reason = "the file is missing: the log says that it is part of the store";
@@ -252,14 +291,13 @@ impl Plan {
                 continue;
             }
             let Some((segment, len)) = self.open(id).await? else { continue };
-            if Some(id) == newest && before_last {
-                before_last = false;
+            if Some(id) == newest {
                 segment.settle().await.map_err(Error::io("sync", segment.path()))?;
             }
             let (loaded, seen) = load(&self.settings, segment, len, true).await?;
             self.note_seen(&loaded, seen);
-            self.take(loaded);
-            self.ledger.space.bound_open(64);
+            self.take(loaded).await?;
+            self.ledger.space.bound_open(8);
         }
         // Their removal was not durable, and means nothing.
         for id in there {
@@ -271,25 +309,41 @@ impl Plan {
     }
 
     /// Replays a segment's records.
-    fn take(&mut self, loaded: Loaded) {
-        let Loaded { segment, hint, state, damaged, .. } = loaded;
-        let seal = hint.seal;
-        let slot = self.ledger.space.add(segment, seal + BLOCK, Some(seal));
-        for entry in &hint.entries {
-            let place = Place::new(slot, entry.offset, entry.class, entry.len);
-            self.ledger.index(Digest::from_bytes(entry.digest), place);
+    async fn take(&mut self, loaded: Loaded) -> Result<()> {
+        let Loaded { segment, head, end, entries, state, damaged, .. } = loaded;
+        let seal = head.seal;
+        let slot = self.ledger.space.add(Rc::clone(&segment), seal + BLOCK, Some(seal));
+        match entries {
+            Entries::Scanned(entries) => self.replay(slot, &entries),
+            Entries::Hinted(mut hint) => loop {
+                // What was good a moment ago and is not now is the device's failure.
+                let entries = hint.next().await;
+                let entries = entries.map_err(Error::io("read the hint of", segment.path()))?;
+                if entries.is_empty() {
+                    break;
+                }
+                self.replay(slot, &entries);
+            },
         }
-        self.sequence = self.sequence.max(hint.sequence);
-        self.clock = self.clock.max(hint.clock);
+        self.ledger.space.note_expiry(slot, head.last_expiry);
+        self.sequence = self.sequence.max(head.sequence);
+        self.clock = self.clock.max(head.clock);
         self.report.segments += 1;
         self.report.hinted += u64::from(state == State::Hinted);
         if damaged {
             self.damaged.push(slot);
         } else if state != State::Hinted {
-            self.unhinted.push(slot);
+            self.unhinted.push((slot, head));
         }
-        let end = if let State::Unsealed(end) = state { Some(end) } else { None };
-        self.last = Some((slot, end));
+        self.last = Some((slot, (state == State::Unsealed).then_some(end)));
+        Ok(())
+    }
+
+    fn replay(&mut self, slot: usize, entries: &[HintEntry]) {
+        for entry in entries {
+            let place = Place::new(slot, entry.offset, entry.class, entry.len);
+            self.ledger.index(Digest::from_bytes(entry.digest), place);
+        }
     }
 
     /// Does what has to be done, and opens the partition.
@@ -305,7 +359,7 @@ impl Plan {
             segment.trim(seal + BLOCK).await?;
         }
         self.report.leftovers = self.leftovers.len() as u64;
-        while self.spares.len() > 1
+        while self.spares.len() > SPARES
             && let Some(spare) = self.spares.pop()
         {
             self.leftovers.push(spare.segment.path().to_owned());
@@ -325,23 +379,25 @@ impl Plan {
         lock: Arc<dyn Any + Send + Sync>,
     ) -> Result<(Rc<Partition>, PartitionReport)> {
         let Settings { dir, identity, secret, seed, segment_bytes, home, .. } = self.settings;
-        let mut spare = self.spares.pop();
+        let mut spares = self.spares;
         let (writer, active) = match self.last {
             Some((slot, _)) => {
                 let extant = self.ledger.space.get(slot);
                 (Writer::sealed(Rc::clone(&extant.segment), extant.scan_len() - BLOCK), slot)
             }
             None => {
-                let Spare { segment, prepared } = match spare.take() {
-                    Some(spare) => spare,
-                    None => make_first(&dir, &identity, self.next_id).await?,
+                let first = if spares.is_empty() {
+                    make_first(&dir, &identity, self.next_id).await?
+                } else {
+                    spares.remove(0)
                 };
+                let Spare { segment, prepared } = first;
                 self.next_id = self.next_id.max(segment.id + 1);
                 let slot = self.ledger.space.add(Rc::clone(&segment), BLOCK, None);
                 (Writer::new(segment, prepared, segment_bytes), slot)
             }
         };
-        let commit = Commit::new(writer, active, spare, self.sequence, self.clock);
+        let commit = Commit::new(writer, active, spares, self.sequence, self.clock);
         let partition = Rc::new(Partition {
             dir,
             identity,
@@ -355,16 +411,30 @@ impl Plan {
             making: RefCell::default(),
             merging: super::Merging::default(),
             clock: Clock::new(self.clock),
+            buffers: RefCell::default(),
             chores: Cell::new(0),
             stats: Cell::default(),
             _lock: lock,
         });
         for &slot in &self.damaged {
+            // Not for merges that do not know of the damage.
+            partition.ledger.borrow_mut().space.set_damaged(slot);
+        }
+        for (slot, _) in &self.unhinted {
+            // Nor for those that a salvage's own writes may start, before the hint is begun.
+            partition.ledger.borrow_mut().space.get_mut(*slot).hinting = true;
+        }
+        for &slot in &self.damaged {
             partition.merge_damaged(slot).await?;
         }
-        partition.start_making_spare();
-        for slot in self.unhinted {
-            partition.finish_segment(slot);
+        if !self.report.damage.is_empty() {
+            // A group that lists what is there now, so that the next opening misses nothing.
+            let listed = partition.stage(Digest::default(), Op::Clock, Durability::Sync)?.0;
+            listed.wait(&partition).await?;
+        }
+        partition.start_making_spares();
+        for (slot, head) in self.unhinted {
+            partition.finish_segment(slot, head);
         }
         partition.consider_merging();
         Ok((partition, self.report))

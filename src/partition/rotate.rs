@@ -3,25 +3,28 @@
 //! Invariants: the spare is whole and durable, name and all, before it is used; an id is never used
 //! twice; a put is refused rather than let it use up what deletes and merges need on a full disk.
 
-use super::Partition;
 use super::commit::{Failure, NoRoom, Spare, Ticket, is_full};
 use super::digest::Digest;
+use super::{Partition, is_out_of_files};
 use crate::error::{Error, Result};
-use crate::log::hint::{Hint, HintEntry};
+use crate::log::BLOCK;
+use crate::log::hint::{self, Head, HintEntry, HintWriter};
 use crate::log::place::Class;
 use crate::log::record::Kind;
-use crate::log::scan::{Scan, Strictness};
+use crate::log::scan::{Scan, Shown, Strictness};
 use crate::log::segment::Segment;
 use crate::log::writer::FIRST_ROOM;
-use crate::log::{BLOCK, record};
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
+/// Segments that are made ahead: one to go on with, and one in reserve.
+pub(super) const SPARES: usize = 2;
+
 impl Partition {
-    /// What the spare has prepared: what is left for deletes and merges on a full disk.
+    /// What a spare has prepared: the last one is for deletes and merges on a full disk.
     pub(super) fn reserve(&self) -> u64 {
         (self.segment_bytes / 8).clamp(FIRST_ROOM / 16, FIRST_ROOM * 4).next_multiple_of(BLOCK)
     }
@@ -41,16 +44,19 @@ impl Partition {
         Segment::create(&self.dir, &self.identity, id, salt, room).await
     }
 
-    /// Begins to make the spare, if there is none.
-    pub(super) fn start_making_spare(self: &Rc<Self>) {
-        if self.commit.spare.borrow().is_some() || self.making.borrow().is_some() {
+    /// Begins to make spares, if there are not enough.
+    pub(super) fn start_making_spares(self: &Rc<Self>) {
+        if self.commit.spares.borrow().len() >= SPARES || self.making.borrow().is_some() {
             return;
         }
         let ticket = Rc::<Ticket>::default();
         self.making.replace(Some(Rc::clone(&ticket)));
         let partition = Rc::clone(self);
         self.chore(async move {
-            let made = partition.make_spare().await;
+            let mut made = Ok(());
+            while made.is_ok() && partition.commit.spares.borrow().len() < SPARES {
+                made = partition.make_spare().await;
+            }
             partition.making.take();
             if let Err(Failure::Full(cause)) = &made {
                 partition.commit.full.replace(Some(Arc::clone(cause)));
@@ -65,10 +71,17 @@ impl Partition {
             return Err(Failure::Full(Arc::new(error)));
         }
         let prepared = self.reserve();
-        match self.make_segment(prepared).await {
+        let mut made = self.make_segment(prepared).await;
+        if let Err(Error::Io { source, .. }) = &made
+            && is_out_of_files(source)
+        {
+            self.ledger.borrow_mut().space.bound_open(0);
+            made = self.make_segment(prepared).await;
+        }
+        match made {
             Ok(segment) => {
                 let segment = Rc::new(segment);
-                self.commit.spare.replace(Some(Spare { segment, prepared }));
+                self.commit.spares.borrow_mut().push_back(Spare { segment, prepared });
                 Ok(())
             }
             Err(Error::Io { source, .. }) if is_full(&source) => Err(Failure::Full(source)),
@@ -77,10 +90,13 @@ impl Partition {
         }
     }
 
-    /// Waits until there is a spare, or there is no room for one.
-    pub(super) async fn ready_spare(self: &Rc<Self>) -> io::Result<Result<(), NoRoom>> {
-        while self.commit.spare.borrow().is_none() {
-            self.start_making_spare();
+    /// Waits until there is a spare besides so many, or there is no room for one.
+    pub(super) async fn ready_spare(
+        self: &Rc<Self>,
+        keep: usize,
+    ) -> io::Result<Result<(), NoRoom>> {
+        while self.commit.spares.borrow().len() <= keep {
+            self.start_making_spares();
             let making = self.making.borrow().clone();
             let Some(making) = making else { continue };
             match making.outcome().await {
@@ -92,12 +108,13 @@ impl Partition {
         Ok(Ok(()))
     }
 
-    /// Puts go on after the disk was full, once there is a spare again.
+    /// Puts go on after the disk was full, once there are spares again.
     pub(super) async fn make_sure_there_is_room(self: &Rc<Self>) -> Result<()> {
         if self.commit.full.borrow().is_none() {
             return Ok(());
         }
-        let refused = match self.ready_spare().await {
+        self.check()?;
+        let refused = match self.ready_spare(1).await {
             Ok(Ok(())) => {
                 self.commit.full.take();
                 return Ok(());
@@ -107,69 +124,52 @@ impl Partition {
         Err(self.failed(Failure::Full(Arc::new(refused))))
     }
 
-    /// Writes the hint of a segment that was sealed, and gives back what it has not used.
-    pub(super) fn finish_segment(self: &Rc<Self>, slot: usize) {
-        let (segment, seal) = {
+    /// Writes the hint of a segment that was sealed, and gives back what it has not used. `extant`:
+    /// the older segments that existed at the seal.
+    pub(super) fn finish_segment(self: &Rc<Self>, slot: usize, head: Head) {
+        let segment = {
             let space = &mut self.ledger.borrow_mut().space;
             space.get_mut(slot).hinting = true;
-            let Some(seal) = space.get(slot).seal else { unreachable!("it was sealed") };
-            (space.for_reading(slot), seal)
+            space.for_reading(slot)
         };
         let partition = Rc::clone(self);
         self.chore(async move {
             // Both save time and space, and nothing depends on either.
-            if let Ok(hint) = partition.read_hint(&segment, seal).await {
-                drop(hint.write(&partition.identity, &segment).await);
-            }
-            drop(segment.trim(seal + BLOCK).await);
+            drop(partition.write_hint(&segment, &head).await);
+            drop(segment.trim(head.seal + BLOCK).await);
             partition.ledger.borrow_mut().space.get_mut(slot).hinting = false;
             partition.consider_merging();
         });
     }
 
-    /// What a sealed segment's hint is to say, from the segment itself.
-    pub(super) async fn read_hint(&self, segment: &Segment, seal: u64) -> Result<Hint> {
+    /// What a sealed segment's hint says is told by the segment itself, as it can be read.
+    async fn write_hint(&self, segment: &Segment, head: &Head) -> Result<()> {
         let strictness = Strictness { sealed: true, salvage: false };
-        let mut scan = Scan::new(segment, seal + BLOCK, strictness);
-        let mut hint = Hint { seal, ..Hint::default() };
+        let mut scan = Scan::new(segment, head.seal + BLOCK, strictness);
+        let path = hint::path_of(segment);
+        let failed = || Error::io("write", &path);
+        let hint = HintWriter::create(&self.identity, segment, head).await;
+        let mut hint = hint.map_err(failed())?;
         while let Some(shown) = scan.next().await? {
-            self.note(&shown.record(), shown.offset, shown.len, &mut hint);
+            if let Some(entry) = entry_of(&self.secret, &shown) {
+                hint.push(&entry).await.map_err(failed())?;
+            }
         }
-        let seen = scan.into_seen();
-        (hint.sequence, hint.clock) = (seen.sequence, seen.clock);
-        Ok(hint)
-    }
-
-    fn note(&self, record: &record::Record<'_>, offset: u64, len: usize, hint: &mut Hint) {
-        note(&self.secret, record, offset, len, hint);
+        hint.finish().await.map_err(failed())
     }
 }
 
-/// Adds to a hint what a record says.
-pub(super) fn note(
-    secret: &[u8; 16],
-    record: &record::Record<'_>,
-    offset: u64,
-    len: usize,
-    hint: &mut Hint,
-) {
+/// A record as a hint has it, if it is a put or a delete.
+pub(super) fn entry_of(secret: &[u8; 16], shown: &Shown) -> Option<HintEntry> {
+    let record = shown.record();
     let class = match (record.kind, record.expiry) {
         (Kind::Put, None) => Class::Put,
         (Kind::Put, Some(_)) => Class::Expiring,
         (Kind::Delete, _) => Class::Tombstone,
-        (Kind::Live, _) => {
-            hint.extant = record.value.chunks_exact(8).map(|id| record::u64_at(id, 0)).collect();
-            return;
-        }
-        (Kind::Drop, _) if record.value.len() == 8 => {
-            let id = record::u64_at(record.value, 0);
-            hint.extant.retain(|&extant| extant != id);
-            return;
-        }
-        _ => return,
+        _ => return None,
     };
     let digest = Digest::new(secret, record.key).to_bytes();
-    hint.entries.push(HintEntry { digest, offset, len, class });
+    Some(HintEntry { digest, offset: shown.offset, len: shown.len, class })
 }
 
 /// The same error once more: errors of the system cannot be cloned.

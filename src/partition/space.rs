@@ -5,13 +5,10 @@
 //! says, but for those in use.
 
 use crate::log::BLOCK;
-use crate::log::place::{MAX_SLOTS, Place};
+use crate::log::place::{Class, MAX_SLOTS, Place};
 use crate::log::segment::Segment;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-
-/// Open files of a partition's segments.
-const MAX_OPEN: usize = 128;
 
 /// A segment that is there.
 #[derive(Clone, Debug)]
@@ -22,6 +19,9 @@ pub(crate) struct Extant {
     /// Bytes and number of the records that the keydir points to.
     pub(crate) live_bytes: u64,
     pub(crate) live_records: u64,
+    /// Of the live bytes, those of entries that expire, and when the last of them does.
+    expiring_bytes: u64,
+    pub(crate) last_expiry: u64,
     /// Offset of its seal, if it has one.
     pub(crate) seal: Option<u64>,
     /// Whoever reads the file by its name: it must not be removed.
@@ -34,8 +34,10 @@ pub(crate) struct Extant {
 }
 
 impl Extant {
-    pub(crate) fn garbage(&self) -> u64 {
-        self.len.saturating_sub(self.live_bytes)
+    /// What a merge would give back. What expires is known when all of it has.
+    pub(crate) fn garbage(&self, now: u64) -> u64 {
+        let expired = if self.last_expiry <= now { self.expiring_bytes } else { 0 };
+        self.len.saturating_sub(self.live_bytes) + expired
     }
 
     /// What a scan has to read of it.
@@ -53,6 +55,8 @@ impl Extant {
 pub(crate) struct Space {
     slots: Vec<Option<Extant>>,
     by_id: BTreeMap<u64, usize>,
+    /// How many files may be open, and are.
+    max_open: usize,
     open: usize,
     uses: u64,
     len: u64,
@@ -60,6 +64,11 @@ pub(crate) struct Space {
 }
 
 impl Space {
+    /// For segments of which so many files may be open at a time, about.
+    pub(crate) fn new(max_open: usize) -> Self {
+        Self { max_open, ..Self::default() }
+    }
+
     /// Takes in a segment; gives it a slot.
     pub(crate) fn add(&mut self, segment: Rc<Segment>, len: u64, seal: Option<u64>) -> usize {
         let free = self.slots.iter().position(Option::is_none);
@@ -75,13 +84,15 @@ impl Space {
             len,
             live_bytes,
             live_records,
+            expiring_bytes: 0,
+            last_expiry: 0,
             seal,
             pins,
             hinting: false,
             damaged: false,
             dropped: false,
         });
-        self.bound_open(MAX_OPEN);
+        self.bound_open(self.max_open);
         slot
     }
 
@@ -164,6 +175,7 @@ impl Space {
         let extant = self.get_mut(place.slot());
         extant.live_bytes += len;
         extant.live_records += 1;
+        extant.expiring_bytes += if place.class() == Class::Expiring { len } else { 0 };
         self.live_bytes += len;
     }
 
@@ -173,7 +185,20 @@ impl Space {
         let extant = self.get_mut(place.slot());
         extant.live_bytes -= len;
         extant.live_records -= 1;
+        extant.expiring_bytes -= if place.class() == Class::Expiring { len } else { 0 };
         self.live_bytes -= len;
+    }
+
+    /// An entry that was written there expires then.
+    pub(crate) fn note_expiry(&mut self, slot: usize, expiry: u64) {
+        let extant = self.get_mut(slot);
+        extant.last_expiry = extant.last_expiry.max(expiry);
+    }
+
+    /// Bytes of entries that have expired, as far as that is known.
+    pub(crate) fn expired(&self, now: u64) -> u64 {
+        let expired = |e: &Extant| if e.last_expiry <= now { e.expiring_bytes } else { 0 };
+        self.slots.iter().flatten().map(expired).sum()
     }
 
     /// Bytes that all segments hold, and how many of them are alive.
@@ -189,8 +214,8 @@ impl Space {
         segment.used.set(uses);
         if !segment.is_open() {
             self.open += 1;
-            if self.open > MAX_OPEN {
-                self.bound_open(MAX_OPEN - MAX_OPEN / 4);
+            if self.open > self.max_open {
+                self.bound_open(self.max_open / 4 * 3);
             }
         }
         segment
@@ -213,11 +238,11 @@ impl Space {
 
     /// The sealed segment with the largest share of garbage, if it is worth while, with at most so
     /// many live bytes.
-    pub(crate) fn victim(&self, most_live: u64) -> Option<usize> {
+    pub(crate) fn victim(&self, most_live: u64, now: u64) -> Option<usize> {
         let worth = |(_, e): &(usize, &Extant)| {
-            e.can_merge() && e.live_bytes <= most_live && e.garbage() * 10 >= e.len
+            e.can_merge() && e.live_bytes <= most_live && e.garbage(now) * 10 >= e.len
         };
-        let share = |e: &Extant| e.garbage() * 1000 / e.len.max(1);
+        let share = |e: &Extant| e.garbage(now) * 1000 / e.len.max(1);
         // Of equals the oldest: it holds up tombstones.
         let by_share = |a: &(usize, &Extant), b: &(usize, &Extant)| {
             share(a.1).cmp(&share(b.1)).then(b.1.segment.id.cmp(&a.1.segment.id))

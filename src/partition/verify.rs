@@ -4,12 +4,14 @@
 
 use super::Partition;
 use super::digest::Digest;
+use super::rotate::entry_of;
 use super::walk::Pins;
 use crate::error::{Error, Result};
-use crate::log::hint::{Hint, path_of};
-use crate::log::record::Kind;
+use crate::log::hint::{HintReader, path_of};
+use crate::log::place::Place;
 use crate::log::scan::{Scan, Strictness};
 use crate::rt;
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// What a partition's verification found.
@@ -46,47 +48,45 @@ impl Partition {
         };
         let strictness = Strictness { sealed: seal.is_some(), salvage: true };
         let mut scan = Scan::new(&segment, len, strictness);
-        let mut live = 0;
+        // Of a sealed segment only, and only if it is a good one: others are as good as none.
+        let mut hint = match seal {
+            Some(_) => HintReader::open(&self.identity, &segment).await,
+            None => None,
+        };
+        let mut hinted = VecDeque::new();
+        let (mut live, mut agrees) = (0, true);
         while let Some(shown) = scan.next().await? {
-            let record = shown.record();
             verified.records += 1;
-            if matches!(record.kind, Kind::Put | Kind::Delete) {
-                let digest = Digest::new(&self.secret, record.key);
-                let entry = self.ledger.borrow().keydir.get(digest);
-                let place = entry.map(|entry| crate::log::place::Place::of(entry.place));
-                live += u64::from(
-                    place.is_some_and(|p| p.slot() == slot && p.offset() == shown.offset),
-                );
+            let Some(entry) = entry_of(&self.secret, &shown) else { continue };
+            let found = self.ledger.borrow().keydir.get(Digest::from_bytes(entry.digest));
+            let place = Place::new(slot, entry.offset, entry.class, entry.len);
+            live += u64::from(found.is_some_and(|found| found.place == place.bits()));
+            if let Some(hint) = &mut hint {
+                if hinted.is_empty() {
+                    hinted.extend(hint.next().await.map_err(Error::io("read", segment.path()))?);
+                }
+                agrees &= hinted.pop_front() == Some(entry);
             }
         }
         let end = scan.offset();
         let seen = scan.into_seen();
         verified.bytes += len;
-        let damaged = !seen.damage.is_empty();
-        verified.problems.extend(seen.damage);
+        let problems = &mut verified.problems;
+        let sound = seen.damage.is_empty();
+        problems.extend(seen.damage);
         if seal.is_none() && end < len {
-            verified
-                .problems
-                .push(segment.corrupt(end, "what was written there does not validate"));
+            problems.push(segment.corrupt(end, "what was written there does not validate"));
         }
-        let Some(seal) = seal else { return Ok(()) };
         // What the keydir points to in a sealed segment only becomes less, so what was counted
         // above on the way is at least what is left.
-        let extant = self.ledger.borrow().space.get(slot).live_records;
-        if live < extant {
-            verified
-                .problems
-                .push(segment.corrupt(end, "the index has records that are not there"));
+        if seal.is_some() && live < self.ledger.borrow().space.get(slot).live_records {
+            problems.push(segment.corrupt(end, "the index has records that are not there"));
         }
-        // Where the segment is damaged nothing tells what its hint should say.
-        if !damaged && let Some(hint) = Hint::read(&self.identity, &segment).await {
-            let mut true_hint = self.read_hint(&segment, seal).await?;
-            // Which segments were there is not told by this segment alone, if its first was moved.
-            true_hint.extant.clone_from(&hint.extant);
-            if hint != true_hint {
-                let (path, offset) = (path_of(&segment), 0);
+        if let Some(mut hint) = hint {
+            let rest = hint.next().await.map_err(Error::io("read", segment.path()))?;
+            if sound && !(agrees && hinted.is_empty() && rest.is_empty()) {
                 let reason = "the hint does not say what its segment holds";
-                verified.problems.push(Error::Corrupt { path, offset, reason });
+                problems.push(Error::Corrupt { path: path_of(&segment), offset: 0, reason });
             }
         }
         Ok(())

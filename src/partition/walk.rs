@@ -5,14 +5,14 @@
 //! keeps the files that it has yet to read, and nothing else: writes and merges go on.
 
 use super::Partition;
-use super::digest::Digest;
+use super::digest::{Digest, DigestSet};
 use crate::error::Result;
 use crate::log::place::Place;
 use crate::log::record::Kind;
 use crate::log::scan::{Scan, Shown, Strictness};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// A step ends when it has so many bytes of entries.
@@ -71,9 +71,9 @@ pub(crate) struct Walk {
     segments: BTreeMap<u64, (usize, u64)>,
     /// The segment that is being read, and where in it.
     at: Cell<(u64, u64)>,
-    /// Versions of the entries that were shown where they had been before a merge. Merges leave
-    /// copies behind until their victim is dropped, so the walk may come by another one.
-    shown: RefCell<BTreeSet<u64>>,
+    /// Shown where they were, since merges had moved them to where the walk does not come by: of
+    /// older copies there may be several.
+    followed: RefCell<DigestSet>,
 }
 
 impl Partition {
@@ -84,7 +84,8 @@ impl Partition {
             extant.pins -= 1;
             extant.pins == 0 && extant.dropped
         };
-        if last {
+        // Not while the store is being closed or torn down: the next opening does it then.
+        if last && !self.commit.is_sealed() && self.home.is_current() {
             let partition = Rc::clone(self);
             // If the removal fails, the next opening does it.
             self.chore(async move { drop(partition.remove_dropped(slot).await) });
@@ -104,7 +105,7 @@ impl Partition {
             prefix,
             segments,
             at: Cell::new((0, crate::log::BLOCK)),
-            shown: RefCell::default(),
+            followed: RefCell::default(),
         }
     }
 }
@@ -133,6 +134,7 @@ impl Walk {
                     return Ok(entries);
                 }
             }
+            // All of it was written: it does not end before.
             let end = scan.offset();
             if end < len && scan.into_seen().seal.is_none() {
                 return Err(segment.corrupt(end, "what was written there does not validate"));
@@ -158,7 +160,7 @@ impl Walk {
             match partition.read(digest, record.key).await? {
                 Some((_, found))
                     if found.version == record.sequence
-                        && self.shown.borrow_mut().insert(found.version) => {}
+                        && self.followed.borrow_mut().insert(digest) => {}
                 _ => return Ok(None),
             }
         }

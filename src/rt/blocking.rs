@@ -88,3 +88,13 @@ fn space(fd: RawFd) -> io::Result<FsSpace> {
     let bytes = |blocks: u64| blocks.saturating_mul(u64::from(out.f_frsize));
     Ok(FsSpace { total: bytes(out.f_blocks.into()), free: bytes(out.f_bavail.into()) })
 }
+
+/// How many files the process may have open (`RLIMIT_NOFILE`).
+pub(crate) fn max_open_files() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is there to be written.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return 0;
+    }
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
+}

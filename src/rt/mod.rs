@@ -72,6 +72,7 @@ pub mod ops {
 
 pub use address::Address;
 pub use aligned::AlignedBuf;
+pub(crate) use blocking::max_open_files;
 pub use buf::{IoBuf, IoBufMut, Part};
 pub use cancel::{cancel, cancel_fd, close};
 pub use config::{

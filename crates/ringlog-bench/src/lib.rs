@@ -1,7 +1,7 @@
 //! The parts that ringlog's side-by-side benchmarks are made of.
 //!
 //! Each benchmark is a binary under `src/bin`. What only one of them needs sits in a folder of its
-//! own (`engines` for `echo`); what they share sits beside this file.
+//! own (`engines` for `echo`, `src/bin/stores` for `stores`); what they share sits beside this file.
 //!
 //! | module       | holds                                                              |
 //! |--------------|--------------------------------------------------------------------|

@@ -1,0 +1,89 @@
+//! ringlog. Its callers are futures on one client thread, as many in flight as there are callers,
+//! driven by ringlog's own `block_on`.
+
+use std::ops::Range;
+
+use anyhow::Result;
+use futures_util::stream::{FuturesUnordered, TryStreamExt};
+use ringlog::{Durability, PutOptions, rt};
+
+use crate::caller::{Caller, Op};
+use crate::data::Random;
+use crate::store::{Setup, Store, entry};
+
+/// Puts in flight while loading: as many as two batches of the blocking engines have.
+const LOADERS: u64 = 2000;
+
+pub(super) struct Ringlog {
+    store: ringlog::Store,
+    setup: Setup,
+}
+
+impl Ringlog {
+    pub(super) fn open(setup: &Setup) -> Result<Self> {
+        let store = ringlog::Store::open(&setup.dir, setup.partitions)?;
+        Ok(Self { store, setup: setup.clone() })
+    }
+
+    async fn put(&self, key: &[u8], value: &[u8], durable: bool) -> Result<()> {
+        if durable {
+            self.store.put(key, value).await?;
+        } else {
+            let buffered = PutOptions::new().durability(Durability::Buffered);
+            self.store.put_with(key, value, buffered).await?;
+        }
+        Ok(())
+    }
+
+    async fn call(&self, mut caller: Caller) -> Result<Caller> {
+        while let Some(op) = caller.next() {
+            match op {
+                Op::Put => self.put(&caller.key, &caller.value, self.setup.durable).await?,
+                Op::Get => caller.check(self.store.get(caller.key).await?.as_deref())?,
+            }
+            caller.done();
+        }
+        Ok(caller)
+    }
+}
+
+impl Store for Ringlog {
+    fn load(&self, ids: Range<u64>) -> Result<()> {
+        let loader = |first: u64| async move {
+            let mut random = Random::new(first);
+            for id in (first..ids.end).step_by(usize::try_from(LOADERS)?) {
+                let (key, value) = entry(id, self.setup.value, &mut random);
+                self.put(&key, &value, false).await?;
+            }
+            Ok(())
+        };
+        let loaders: FuturesUnordered<_> =
+            (ids.start..ids.end.min(ids.start + LOADERS)).map(loader).collect();
+        rt::block_on(loaders.try_collect())
+    }
+
+    fn drive(&self, callers: Vec<Caller>) -> Result<Vec<Caller>> {
+        let callers: FuturesUnordered<_> =
+            callers.into_iter().map(|caller| self.call(caller)).collect();
+        rt::block_on(callers.try_collect())
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(rt::block_on(self.store.sync())?)
+    }
+
+    fn scan(&self, see: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
+        let mut scan = self.store.scan();
+        rt::block_on(async {
+            while let Some(entry) = scan.next().await {
+                let entry = entry?;
+                see(&entry.key, &entry.value);
+            }
+            Ok(())
+        })
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        Ok(rt::block_on(self.store.close())?)
+    }
+}

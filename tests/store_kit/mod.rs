@@ -1,0 +1,138 @@
+//! What the tests of operations, merges and crashes share besides `store_common`: stores with small
+//! segments, what their files are, and whole stores compared with a map.
+
+#![allow(dead_code, unreachable_pub)] // each test binary uses its part
+
+use super::store_common::run;
+use ringlog::{Builder, Entry, Error, MIN_SEGMENT_BYTES, Store};
+use std::collections::BTreeMap;
+use std::fs;
+use std::future::Future;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+pub type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// A store with the smallest segments, so that there are many of them soon.
+pub fn small(dir: &Path, partitions: usize) -> Builder {
+    Store::builder(dir).partitions(partitions).segment_bytes(MIN_SEGMENT_BYTES)
+}
+
+/// The files of all partitions with such an extension, in order.
+pub fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for folder in fs::read_dir(dir).unwrap() {
+        let folder = folder.unwrap();
+        if !folder.file_name().to_str().unwrap().starts_with('p') {
+            continue;
+        }
+        files.extend(fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()));
+    }
+    files.retain(|file| file.extension().is_some_and(|found| found == extension));
+    files.sort();
+    files
+}
+
+/// The hints are but a cache: opening must come to the same without them.
+pub fn remove_hints(dir: &Path) {
+    for hint in files(dir, "hint") {
+        fs::remove_file(hint).unwrap();
+    }
+}
+
+/// The bytes on the disk that belong to files of the partitions.
+pub fn allocated(dir: &Path) -> u64 {
+    let mut blocks = 0;
+    for folder in fs::read_dir(dir).unwrap() {
+        let folder = folder.unwrap().path();
+        if folder.is_dir() {
+            for file in fs::read_dir(folder).unwrap() {
+                // It may have been removed since it was listed.
+                blocks += file.unwrap().metadata().map_or(0, |found| found.blocks());
+            }
+        }
+    }
+    blocks * 512
+}
+
+/// Where in which file of the partitions these bytes are. They must be in one place.
+#[track_caller]
+pub fn find(dir: &Path, wanted: &[u8]) -> (PathBuf, u64) {
+    let mut found = Vec::new();
+    for path in files(dir, "log") {
+        let bytes = fs::read(&path).unwrap();
+        let places = bytes.windows(wanted.len()).enumerate().filter(|(_, part)| *part == wanted);
+        found.extend(places.map(|(at, _)| (path.clone(), at as u64)));
+    }
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+/// Changes one byte of a file.
+pub fn flip(path: &Path, at: u64) {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// All that a scan shows. Nothing is shown twice.
+#[track_caller]
+pub fn scan_all(store: &Store) -> BTreeMap<Vec<u8>, Entry> {
+    let mut scan = store.scan();
+    let mut all = BTreeMap::new();
+    while let Some(entry) = run(scan.next()) {
+        let entry = entry.unwrap();
+        let before = all.insert(entry.key.to_vec(), entry);
+        assert!(before.is_none(), "shown twice: {before:?}");
+    }
+    all
+}
+
+/// The store holds exactly what the map does, by every way of asking.
+#[track_caller]
+pub fn assert_is(store: &Store, map: &Map, what: &str) {
+    let scanned: Map =
+        scan_all(store).into_iter().map(|(key, entry)| (key, entry.value.to_vec())).collect();
+    let name = |key: &Vec<u8>| String::from_utf8_lossy(&key[..key.len().min(40)]).into_owned();
+    let lost: Vec<_> = map.keys().filter(|key| !scanned.contains_key(*key)).map(name).collect();
+    let back: Vec<_> = scanned.keys().filter(|key| !map.contains_key(*key)).map(name).collect();
+    assert!(lost.is_empty() && back.is_empty(), "{what}: lost {lost:?}, came back {back:?}");
+    for (key, value) in map {
+        assert!(scanned[key] == *value, "{what}: {} has another value", name(key));
+    }
+    let got = run(store.get_many(map.keys())).unwrap();
+    for ((key, value), got) in map.iter().zip(got) {
+        assert!(got.as_deref() == Some(&value[..]), "{what}: get of {}", name(key));
+    }
+    assert_eq!(run(store.len()).unwrap(), map.len() as u64, "{what}: len");
+    let verified = run(store.verify()).unwrap();
+    assert!(verified.is_sound(), "{what}: {:?}", verified.problems);
+}
+
+/// Asks until it is so. What is waited for comes by itself, in a time that nobody promises.
+#[track_caller]
+pub fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !so() {
+        assert!(started.elapsed() < Duration::from_secs(30), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs each future on a thread of its own, and gives what they give, in their order.
+pub fn on_threads<F>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output>
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    let threads: Vec<_> =
+        futures.into_iter().map(|future| std::thread::spawn(move || run(future))).collect();
+    threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+/// Whether an answer is none because the store was closed.
+pub fn is_closed<T>(answer: &Result<T, Error>) -> bool {
+    matches!(answer, Err(Error::Closed))
+}
