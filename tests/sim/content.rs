@@ -156,7 +156,7 @@ impl Content {
                 Some(sector_of(&self.live, sector))
             } else {
                 let covered = unsynced.before.iter().filter(|(at, _)| *at <= by);
-                let content = covered.last().map(|(_, content)| *content);
+                let content = covered.map(|(_, content)| *content).next_back();
                 unsynced.before.retain(|(at, _)| *at > by);
                 left.insert(sector, unsynced);
                 content
@@ -222,7 +222,6 @@ impl Content {
                 Crash::Cuts => {
                     before.iter().rfind(|(at, _)| *at < cut).map_or(was, |(_, content)| *content)
                 }
-                Crash::Picks => whole(rng),
                 Crash::Tears | Crash::Garbles if rng.one_in(4) => {
                     let (mut head, tail) = (whole(rng), whole(rng));
                     let torn = rng.index(SECTOR);
@@ -233,7 +232,7 @@ impl Content {
                     blocks.insert(sector / (BLOCK / SECTOR) as u64);
                     junk(rng, old)
                 }
-                Crash::Tears | Crash::Garbles => whole(rng),
+                Crash::Picks | Crash::Tears | Crash::Garbles => whole(rng),
             };
             self.harden(sector, &content);
         }

@@ -26,7 +26,7 @@ impl Unpark for Bell {
 }
 
 impl SimDriver {
-    pub fn new(world: &Rc<RefCell<World>>) -> Box<Self> {
+    pub fn boxed(world: &Rc<RefCell<World>>) -> Box<dyn Driver> {
         Box::new(Self { world: Rc::clone(world), bell: Arc::default() })
     }
 }

@@ -132,7 +132,7 @@ impl Seed {
                 world.end_at, world.faults, world.disk.capacity, world.direct
             );
         }
-        let executor = Executor::with_driver(SimDriver::new(&self.world));
+        let executor = Executor::with_driver(SimDriver::boxed(&self.world));
         let life = self.work(executor.handle(), calm, may_fail);
         let outcome = executor.block_on(until_end(&self.world, life));
         if self.talks {

@@ -85,7 +85,7 @@ pub struct Model {
 pub fn value(op: u64, len: usize) -> Vec<u8> {
     let mut value = vec![0; len];
     value[..8].copy_from_slice(&op.to_le_bytes());
-    if op % 2 == 0 {
+    if op.is_multiple_of(2) {
         Rng::new(op).fill(&mut value[8..]);
     } else {
         value[8..].fill(op.to_le_bytes()[0]);
@@ -380,22 +380,21 @@ impl Model {
         Ok(())
     }
 
-    /// What a key certainly has, if nothing was tried since: its operation, or none.
-    pub fn certain(&self, key: usize, clock: Clock) -> Option<Option<u64>> {
+    /// How many entries a key certainly has, if nothing was tried since and that can be told.
+    pub fn certain(&self, key: usize, clock: Clock) -> Option<usize> {
         let key = &self.keys[key];
         let mut all = key.candidates(OPEN, OPEN);
         let write = &key.writes[all.next()?];
         let alone = all.next().is_none() && write.end != OPEN && !write.loose;
         let expires = write.expiry > 0 && write.expiry <= clock.to;
-        (alone && !expires).then_some(write.len.map(|_| write.op))
+        (alone && !expires).then_some(usize::from(write.len.is_some()))
     }
 
     fn explain(&self, key: usize, shown: Option<Shown>, clock: Clock, why: &str) -> String {
-        let mut writes = String::new();
         let all = &self.keys[key].writes;
-        for write in all.iter().rev().take(12).rev() {
-            writes.push_str(&format!("\n    {write:?}"));
-        }
+        let last = &all[all.len().saturating_sub(12)..];
+        let writes: Vec<_> = last.iter().map(|write| format!("\n    {write:?}")).collect();
+        let writes = writes.concat();
         format!("key {key} shows {shown:?} at {} ({clock:?}): {why}; tried:{writes}", self.tick)
     }
 }

@@ -34,11 +34,9 @@ impl World {
             | Request::Rename { .. }
             | Request::Link { .. }
             | Request::Unlink { .. }
-            | Request::MakeDir { .. } => {
-                self.perform(job);
-            }
+            | Request::MakeDir { .. }
             // A sync that nobody waits for may still have done its work.
-            Request::Fsync { .. } => {
+            | Request::Fsync { .. } => {
                 self.perform(job);
             }
             _ => {}
@@ -70,7 +68,9 @@ impl World {
             Direct::Align { memory, offset } => (memory as usize, u64::from(offset)),
             _ => (512, 512),
         };
-        let aligned = buf % memory == 0 && len % multiple == 0 && offset % multiple == 0;
+        let aligned = buf.is_multiple_of(memory)
+            && len.is_multiple_of(multiple)
+            && offset.is_multiple_of(multiple);
         if aligned { Ok(true) } else { Err(libc::EINVAL) }
     }
 
@@ -93,7 +93,6 @@ impl World {
 
     fn attempt(&mut self, job: &Job) -> Result<i32, Errno> {
         match job.request {
-            Request::Nop => Ok(0),
             Request::Timeout { .. } => Err(libc::ETIME),
             Request::Read { fd, buf, len, offset } => self.read(fd, buf, u64::from(len), offset),
             Request::Write { fd, buf, len, offset, flags } => {
@@ -154,7 +153,7 @@ impl World {
                 unsafe { *out = names };
                 Ok(0)
             }
-            Request::Cancel { .. } | Request::CancelFd { .. } => Ok(0),
+            Request::Nop | Request::Cancel { .. } | Request::CancelFd { .. } => Ok(0),
             _ => Err(libc::EOPNOTSUPP),
         }
     }
@@ -173,11 +172,11 @@ impl World {
     fn read(&mut self, fd: RawFd, buf: *mut u8, len: u64, offset: u64) -> Result<i32, Errno> {
         let open = self.file(fd, false)?;
         let direct = self.check_direct(open, buf.addr(), len, offset)?;
-        // SAFETY: the executor keeps the memory until the completion, and reads it after that.
-        let out = unsafe {
-            buf.write_bytes(0, usize::try_from(len).unwrap());
-            std::slice::from_raw_parts_mut(buf, usize::try_from(len).unwrap())
-        };
+        let room = usize::try_from(len).unwrap();
+        // SAFETY: the executor keeps the memory until the completion.
+        unsafe { buf.write_bytes(0, room) };
+        // SAFETY: as above, and it was initialised just now.
+        let out = unsafe { std::slice::from_raw_parts_mut(buf, room) };
         if let Node::Random = self.disk.node(open.ino) {
             self.rng.fill(out);
             return Ok(count(len));

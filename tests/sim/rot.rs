@@ -41,7 +41,7 @@ impl Seed {
             world.begin_life(None);
             (flip(world, &mut self.rng), world.mutations)
         };
-        let executor = Executor::with_driver(SimDriver::new(&self.world));
+        let executor = Executor::with_driver(SimDriver::boxed(&self.world));
         let rotten = self.open_rotten(executor.handle(), before);
         let outcome = executor.block_on(until_end(&self.world, rotten));
         self.world.borrow_mut().end(super::world::End::Kill);
