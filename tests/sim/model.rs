@@ -264,6 +264,8 @@ impl Model {
     /// What was written came from what another write had written: there is one such at most.
     pub fn derive(&mut self, key: usize, from: u64, op: u64) -> Result<(), String> {
         match self.keys[key].next.insert(from, op) {
+            // A crash may have taken the other one back.
+            Some(other) if self.keys[key].writes.iter().any(|w| w.op == other && w.loose) => Ok(()),
             Some(other) => Err(format!("{op} and {other} both replaced {from}")),
             None => Ok(()),
         }
