@@ -3,8 +3,8 @@
 //! Invariant: between the last look at what is there and the staging of the change nothing is
 //! awaited, so each is atomic against everything else.
 
-use super::commit::{Op, Pending, Ticket};
 use super::digest::Digest;
+use super::staged::{Op, Pending, Ticket};
 use super::{Found, Partition};
 use crate::durability::Durability;
 use crate::error::{Error, Result};

@@ -6,190 +6,26 @@
 
 use super::Partition;
 use super::digest::{Digest, DigestMap, DigestSet};
+use super::rotate::NoRoom;
+use super::staged::{Failure, Need, Op, Pending, Staged, Ticket};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
-use crate::log::hint::Head;
 use crate::log::place::{Class, Place};
 use crate::log::record::{Kind, Record};
 use crate::log::segment::Segment;
 use crate::log::writer::Writer;
 use crate::rt;
-use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 /// A group ends when it has so many bytes of records; in small segments sooner.
 const MAX_GROUP: u64 = 1 << 20;
 /// How long a partition has been idle when it marks its tail.
 const IDLE: Duration = Duration::from_millis(10);
-
-/// Why a staged operation did not happen.
-#[derive(Clone, Debug)]
-pub(super) enum Failure {
-    Full(Arc<io::Error>),
-    Poisoned(Arc<io::Error>),
-}
-
-/// What the writers of an operation wait for.
-#[derive(Debug, Default)]
-pub(super) struct Ticket {
-    outcome: RefCell<Option<Result<(), Failure>>>,
-    waiters: RefCell<Vec<Waker>>,
-}
-
-impl Ticket {
-    /// Waits until the operation is as safe as it was asked to be, or has failed.
-    pub(super) async fn wait(self: Rc<Self>, partition: &Partition) -> Result<()> {
-        self.outcome().await.map_err(|failure| partition.failed(failure))
-    }
-
-    pub(super) async fn outcome(&self) -> Result<(), Failure> {
-        let outcome = poll_fn(|cx| match &*self.outcome.borrow() {
-            Some(outcome) => Poll::Ready(outcome.clone()),
-            None => {
-                self.waiters.borrow_mut().push(cx.waker().clone());
-                Poll::Pending
-            }
-        });
-        outcome.await
-    }
-
-    fn settle(&self, outcome: Result<(), Failure>) {
-        self.outcome.replace(Some(outcome));
-    }
-
-    pub(super) fn finish(&self, outcome: Result<(), Failure>) {
-        self.settle(outcome);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        for waiter in self.waiters.take() {
-            waiter.wake();
-        }
-    }
-}
-
-/// An operation that has its place in the order.
-#[derive(Debug)]
-pub(super) enum Op {
-    Put {
-        key: Bytes,
-        value: Bytes,
-        sum: u32,
-        expiry: Option<u64>,
-    },
-    Delete {
-        key: Bytes,
-    },
-    /// A live record, on its way out of a segment that is merged. Nobody waits for it.
-    Move {
-        from: Place,
-        kind: Kind,
-        key: Bytes,
-        value: Bytes,
-        sum: u32,
-        expiry: Option<u64>,
-    },
-    /// The segment exists no more, once this is durable.
-    Drop {
-        id: u64,
-    },
-    /// All before it is durable, once this is.
-    Barrier,
-    /// A barrier whose mark is written in any case: it carries the clock.
-    Clock,
-    /// Ends the segment, if it has records. If the store is closing, nothing comes after it.
-    Seal,
-}
-
-/// Which room a write may have on a full disk: the later ones more than those before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Need {
-    /// None that is held for the others.
-    Put,
-    /// Half of the last spare.
-    Delete,
-    /// All that there is: merges give it back.
-    Own,
-}
-
-#[derive(Debug)]
-struct Staged {
-    digest: Digest,
-    sequence: u64,
-    op: Op,
-    sync: bool,
-    ticket: Rc<Ticket>,
-}
-
-impl Staged {
-    fn record(&self) -> Option<Record<'_>> {
-        let (sequence, plain) = (self.sequence, Record::new(Kind::Put, self.sequence, &[], &[]));
-        match &self.op {
-            Op::Put { key, value, sum, expiry } => {
-                Some(Record { key, value, sum: *sum, expiry: *expiry, ..plain })
-            }
-            Op::Delete { key } => Some(Record::new(Kind::Delete, sequence, key, &[])),
-            Op::Move { kind, key, value, sum, expiry, .. } => {
-                let (kind, sum, expiry) = (*kind, *sum, *expiry);
-                Some(Record { kind, key, value, sum, expiry, moved: true, ..plain })
-            }
-            Op::Drop { .. } | Op::Barrier | Op::Clock | Op::Seal => None,
-        }
-    }
-
-    fn len(&self) -> usize {
-        match &self.op {
-            Op::Drop { .. } => Record::new(Kind::Drop, 0, &[], &[0; 8]).len(),
-            _ => self.record().map_or(0, |record| record.len()),
-        }
-    }
-
-    /// Whether something is written for it.
-    fn takes_room(&self) -> bool {
-        self.len() > 0 || matches!(self.op, Op::Clock)
-    }
-
-    fn is_put(&self) -> bool {
-        matches!(self.op, Op::Put { .. })
-    }
-
-    /// Which room is for it.
-    fn need(&self) -> Need {
-        match self.op {
-            Op::Put { .. } => Need::Put,
-            Op::Delete { .. } => Need::Delete,
-            _ => Need::Own,
-        }
-    }
-}
-
-impl Drop for Staged {
-    /// Nobody waits for ever, however the commit task ends.
-    fn drop(&mut self) {
-        if self.ticket.outcome.borrow().is_none() {
-            let cause = io::Error::other("the write was dropped before it was done");
-            self.ticket.finish(Err(Failure::Poisoned(Arc::new(cause))));
-        }
-    }
-}
-
-/// The newest change of a key that is not acknowledged yet.
-#[derive(Clone, Debug)]
-pub(super) struct Pending {
-    pub(super) sequence: u64,
-    /// None after a delete.
-    pub(super) value: Option<Bytes>,
-    pub(super) expiry: Option<u64>,
-    pub(super) ticket: Rc<Ticket>,
-}
 
 /// A segment that is made before it is needed.
 #[derive(Debug)]
@@ -274,6 +110,15 @@ impl Commit {
     /// The last sequence number that was given.
     pub(super) fn sequence(&self) -> u64 {
         self.sequence.get()
+    }
+
+    pub(super) fn set_active(&self, slot: usize) {
+        self.active.set(slot);
+    }
+
+    /// A mark with this clock is durable now.
+    pub(super) fn set_durable_clock(&self, clock: u64) {
+        self.clock.set(clock);
     }
 
     /// The clock of the last durable mark.
@@ -591,94 +436,6 @@ impl Partition {
         }
     }
 
-    /// Room for a group of so many bytes of records: prepared, in this segment or the next.
-    async fn make_room(
-        self: &Rc<Self>,
-        writer: &mut Writer,
-        bytes: usize,
-        need: Need,
-    ) -> io::Result<Result<(), NoRoom>> {
-        loop {
-            // The first group lists the segments that there are.
-            let listed = 64 + self.ledger.borrow().space.ids().count() * 8;
-            let bytes = if writer.is_empty() { bytes + listed } else { bytes };
-            let full = if writer.fits(bytes) {
-                match writer.prepare(bytes).await {
-                    Ok(()) if need == Need::Delete && self.must_be_left(writer, bytes) => {
-                        io::ErrorKind::StorageFull.into()
-                    }
-                    Ok(()) => return Ok(Ok(())),
-                    Err(error) if is_full(&error) => error,
-                    Err(error) => return Err(error),
-                }
-            } else {
-                io::ErrorKind::StorageFull.into()
-            };
-            // A put must not use up the spares while this segment cannot grow.
-            if writer.fits(bytes) && (need == Need::Put || writer.is_empty()) {
-                return Ok(Err(NoRoom(full)));
-            }
-            // Nor may it have the last one.
-            let keep = usize::from(need == Need::Put);
-            if let Err(NoRoom(full)) = self.ready_spare(keep).await? {
-                return Ok(Err(NoRoom(full)));
-            }
-            self.seal_active(writer).await?;
-            self.use_spare(writer);
-        }
-    }
-
-    /// Ends the active segment, and begins the next one unless the store is closing.
-    async fn end_segment(self: &Rc<Self>, writer: &mut Writer) -> io::Result<()> {
-        if writer.is_empty() {
-            return Ok(());
-        }
-        if self.commit.is_sealed() {
-            return self.seal_active(writer).await;
-        }
-        if let Ok(()) = self.ready_spare(1).await? {
-            self.seal_active(writer).await?;
-            self.use_spare(writer);
-        }
-        Ok(())
-    }
-
-    /// Whether a delete has to leave to merges what is left of the last spare on a full disk.
-    fn must_be_left(&self, writer: &Writer, bytes: usize) -> bool {
-        let last = self.commit.full.borrow().is_some() && self.commit.spares.borrow().is_empty();
-        last && writer.left_after(bytes) < self.reserve() / 2
-    }
-
-    /// Seals the active segment, if it is not. Its hint is written beside the traffic.
-    async fn seal_active(self: &Rc<Self>, writer: &mut Writer) -> io::Result<()> {
-        let (commit, clock) = (&self.commit, self.clock.now());
-        if writer.is_empty() || writer.is_sealed() {
-            return Ok(());
-        }
-        let sequence = commit.sequence.get();
-        let seal = writer.seal(sequence, clock).await?;
-        commit.clock.set(clock);
-        let slot = commit.active.get();
-        let (extant, last_expiry) = {
-            let space = &mut self.ledger.borrow_mut().space;
-            space.set_len(slot, writer.tail());
-            space.get_mut(slot).seal = Some(seal);
-            (space.listed(writer.segment().id), space.get(slot).last_expiry)
-        };
-        self.finish_segment(slot, Head { seal, sequence, clock, last_expiry, extant });
-        Ok(())
-    }
-
-    fn use_spare(self: &Rc<Self>, writer: &mut Writer) {
-        let spare = self.commit.spares.borrow_mut().pop_front();
-        let Some(spare) = spare else { unreachable!("it was made ready") };
-        let slot =
-            self.ledger.borrow_mut().space.add(Rc::clone(&spare.segment), crate::log::BLOCK, None);
-        self.commit.active.set(slot);
-        *writer = Writer::new(spare.segment, spare.prepared, self.segment_bytes);
-        self.start_making_spares();
-    }
-
     /// Takes operations back that there is no room for, from the group and from what gathers, and
     /// the deletes that were judged by what is taken back.
     fn refuse(
@@ -756,17 +513,6 @@ impl Drop for Hold {
             self.0.start_committing();
         }
     }
-}
-
-/// There is no room on the device, or in the bound that is set on files.
-pub(super) struct NoRoom(pub(super) io::Error);
-
-/// Whether an error says that the device, a quota or a limit is full.
-pub(super) fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EMFILE | libc::ENFILE)
-    )
 }
 
 /// Poisons the partition if its commit task ends before its work is done: dropped with its

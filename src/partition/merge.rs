@@ -7,8 +7,8 @@
 //! so a tombstone goes when, and only when, no older put of its key is left anywhere.
 
 use super::Partition;
-use super::commit::{Failure, Op, Ticket};
 use super::digest::Digest;
+use super::staged::{Failure, Op, Ticket};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::log::hint;

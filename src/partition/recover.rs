@@ -5,11 +5,12 @@
 //! recovery left, whole or half done, gives the same.
 
 use super::clock::Clock;
-use super::commit::{Commit, Op, Spare};
+use super::commit::{Commit, Spare};
 use super::digest::Digest;
 use super::ledger::Ledger;
 use super::rotate::{SPARES, entry_of};
 use super::space::Space;
+use super::staged::Op;
 use super::{Partition, Settings};
 use crate::durability::Durability;
 use crate::error::{Error, Result};

@@ -3,8 +3,9 @@
 //! Invariants: the spare is whole and durable, name and all, before it is used; an id is never used
 //! twice; a put is refused rather than let it use up what deletes and merges need on a full disk.
 
-use super::commit::{Failure, NoRoom, Spare, Ticket, is_full};
+use super::commit::Spare;
 use super::digest::Digest;
+use super::staged::{Failure, Need, Ticket};
 use super::{Partition, is_out_of_files};
 use crate::error::{Error, Result};
 use crate::log::BLOCK;
@@ -13,7 +14,7 @@ use crate::log::place::Class;
 use crate::log::record::Kind;
 use crate::log::scan::{Scan, Shown, Strictness};
 use crate::log::segment::Segment;
-use crate::log::writer::FIRST_ROOM;
+use crate::log::writer::{FIRST_ROOM, Writer};
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 use std::io;
@@ -157,6 +158,105 @@ impl Partition {
         }
         hint.finish().await.map_err(failed())
     }
+
+    /// Room for a group of so many bytes of records: prepared, in this segment or the next.
+    pub(super) async fn make_room(
+        self: &Rc<Self>,
+        writer: &mut Writer,
+        bytes: usize,
+        need: Need,
+    ) -> io::Result<Result<(), NoRoom>> {
+        loop {
+            // The first group lists the segments that there are.
+            let listed = 64 + self.ledger.borrow().space.ids().count() * 8;
+            let bytes = if writer.is_empty() { bytes + listed } else { bytes };
+            let full = if writer.fits(bytes) {
+                match writer.prepare(bytes).await {
+                    Ok(()) if need == Need::Delete && self.must_be_left(writer, bytes) => {
+                        io::ErrorKind::StorageFull.into()
+                    }
+                    Ok(()) => return Ok(Ok(())),
+                    Err(error) if is_full(&error) => error,
+                    Err(error) => return Err(error),
+                }
+            } else {
+                io::ErrorKind::StorageFull.into()
+            };
+            // A put must not use up the spares while this segment cannot grow.
+            if writer.fits(bytes) && (need == Need::Put || writer.is_empty()) {
+                return Ok(Err(NoRoom(full)));
+            }
+            // Nor may it have the last one.
+            let keep = usize::from(need == Need::Put);
+            if let Err(NoRoom(full)) = self.ready_spare(keep).await? {
+                return Ok(Err(NoRoom(full)));
+            }
+            self.seal_active(writer).await?;
+            self.use_spare(writer);
+        }
+    }
+
+    /// Ends the active segment, and begins the next one unless the store is closing.
+    pub(super) async fn end_segment(self: &Rc<Self>, writer: &mut Writer) -> io::Result<()> {
+        if writer.is_empty() {
+            return Ok(());
+        }
+        if self.commit.is_sealed() {
+            return self.seal_active(writer).await;
+        }
+        if let Ok(()) = self.ready_spare(1).await? {
+            self.seal_active(writer).await?;
+            self.use_spare(writer);
+        }
+        Ok(())
+    }
+
+    /// Whether a delete has to leave to merges what is left of the last spare on a full disk.
+    fn must_be_left(&self, writer: &Writer, bytes: usize) -> bool {
+        let last = self.commit.full.borrow().is_some() && self.commit.spares.borrow().is_empty();
+        last && writer.left_after(bytes) < self.reserve() / 2
+    }
+
+    /// Seals the active segment, if it is not. Its hint is written beside the traffic.
+    pub(super) async fn seal_active(self: &Rc<Self>, writer: &mut Writer) -> io::Result<()> {
+        let (commit, clock) = (&self.commit, self.clock.now());
+        if writer.is_empty() || writer.is_sealed() {
+            return Ok(());
+        }
+        let sequence = commit.sequence();
+        let seal = writer.seal(sequence, clock).await?;
+        commit.set_durable_clock(clock);
+        let slot = commit.active();
+        let (extant, last_expiry) = {
+            let space = &mut self.ledger.borrow_mut().space;
+            space.set_len(slot, writer.tail());
+            space.get_mut(slot).seal = Some(seal);
+            (space.listed(writer.segment().id), space.get(slot).last_expiry)
+        };
+        self.finish_segment(slot, Head { seal, sequence, clock, last_expiry, extant });
+        Ok(())
+    }
+
+    pub(super) fn use_spare(self: &Rc<Self>, writer: &mut Writer) {
+        let spare = self.commit.spares.borrow_mut().pop_front();
+        let Some(spare) = spare else { unreachable!("it was made ready") };
+        let slot =
+            self.ledger.borrow_mut().space.add(Rc::clone(&spare.segment), crate::log::BLOCK, None);
+        self.commit.set_active(slot);
+        *writer = Writer::new(spare.segment, spare.prepared, self.segment_bytes);
+        self.start_making_spares();
+    }
+}
+
+/// There is no room on the device, or in the bound that is set on files.
+pub(super) struct NoRoom(pub(super) io::Error);
+
+/// Whether an error says that the device, a quota or a limit is full.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EMFILE | libc::ENFILE)
+    )
 }
 
 /// A record as a hint has it, if it is a put or a delete.

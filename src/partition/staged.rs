@@ -1,0 +1,179 @@
+//! Operations that have their place in the order, and what their writers wait for.
+//!
+//! Invariant: a ticket is finished exactly once, whatever becomes of its operation: nobody waits for
+//! ever.
+
+use super::Partition;
+use super::digest::Digest;
+use crate::error::Result;
+use crate::log::place::Place;
+use crate::log::record::{Kind, Record};
+use bytes::Bytes;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+/// Why a staged operation did not happen.
+#[derive(Clone, Debug)]
+pub(super) enum Failure {
+    Full(Arc<io::Error>),
+    Poisoned(Arc<io::Error>),
+}
+
+/// What the writers of an operation wait for.
+#[derive(Debug, Default)]
+pub(super) struct Ticket {
+    outcome: RefCell<Option<Result<(), Failure>>>,
+    waiters: RefCell<Vec<Waker>>,
+}
+
+impl Ticket {
+    /// Waits until the operation is as safe as it was asked to be, or has failed.
+    pub(super) async fn wait(self: Rc<Self>, partition: &Partition) -> Result<()> {
+        self.outcome().await.map_err(|failure| partition.failed(failure))
+    }
+
+    pub(super) async fn outcome(&self) -> Result<(), Failure> {
+        let outcome = poll_fn(|cx| match &*self.outcome.borrow() {
+            Some(outcome) => Poll::Ready(outcome.clone()),
+            None => {
+                self.waiters.borrow_mut().push(cx.waker().clone());
+                Poll::Pending
+            }
+        });
+        outcome.await
+    }
+
+    pub(super) fn settle(&self, outcome: Result<(), Failure>) {
+        self.outcome.replace(Some(outcome));
+    }
+
+    pub(super) fn finish(&self, outcome: Result<(), Failure>) {
+        self.settle(outcome);
+        self.wake();
+    }
+
+    pub(super) fn wake(&self) {
+        for waiter in self.waiters.take() {
+            waiter.wake();
+        }
+    }
+}
+
+/// An operation that has its place in the order.
+#[derive(Debug)]
+pub(super) enum Op {
+    Put {
+        key: Bytes,
+        value: Bytes,
+        sum: u32,
+        expiry: Option<u64>,
+    },
+    Delete {
+        key: Bytes,
+    },
+    /// A live record, on its way out of a segment that is merged. Nobody waits for it.
+    Move {
+        from: Place,
+        kind: Kind,
+        key: Bytes,
+        value: Bytes,
+        sum: u32,
+        expiry: Option<u64>,
+    },
+    /// The segment exists no more, once this is durable.
+    Drop {
+        id: u64,
+    },
+    /// All before it is durable, once this is.
+    Barrier,
+    /// A barrier whose mark is written in any case: it carries the clock.
+    Clock,
+    /// Ends the segment, if it has records. If the store is closing, nothing comes after it.
+    Seal,
+}
+
+/// Which room a write may have on a full disk: the later ones more than those before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Need {
+    /// None that is held for the others.
+    Put,
+    /// Half of the last spare.
+    Delete,
+    /// All that there is: merges give it back.
+    Own,
+}
+
+#[derive(Debug)]
+pub(super) struct Staged {
+    pub(super) digest: Digest,
+    pub(super) sequence: u64,
+    pub(super) op: Op,
+    pub(super) sync: bool,
+    pub(super) ticket: Rc<Ticket>,
+}
+
+impl Staged {
+    pub(super) fn record(&self) -> Option<Record<'_>> {
+        let (sequence, plain) = (self.sequence, Record::new(Kind::Put, self.sequence, &[], &[]));
+        match &self.op {
+            Op::Put { key, value, sum, expiry } => {
+                Some(Record { key, value, sum: *sum, expiry: *expiry, ..plain })
+            }
+            Op::Delete { key } => Some(Record::new(Kind::Delete, sequence, key, &[])),
+            Op::Move { kind, key, value, sum, expiry, .. } => {
+                let (kind, sum, expiry) = (*kind, *sum, *expiry);
+                Some(Record { kind, key, value, sum, expiry, moved: true, ..plain })
+            }
+            Op::Drop { .. } | Op::Barrier | Op::Clock | Op::Seal => None,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match &self.op {
+            Op::Drop { .. } => Record::new(Kind::Drop, 0, &[], &[0; 8]).len(),
+            _ => self.record().map_or(0, |record| record.len()),
+        }
+    }
+
+    /// Whether something is written for it.
+    pub(super) fn takes_room(&self) -> bool {
+        self.len() > 0 || matches!(self.op, Op::Clock)
+    }
+
+    pub(super) fn is_put(&self) -> bool {
+        matches!(self.op, Op::Put { .. })
+    }
+
+    /// Which room is for it.
+    pub(super) fn need(&self) -> Need {
+        match self.op {
+            Op::Put { .. } => Need::Put,
+            Op::Delete { .. } => Need::Delete,
+            _ => Need::Own,
+        }
+    }
+}
+
+impl Drop for Staged {
+    /// Nobody waits for ever, however the commit task ends.
+    fn drop(&mut self) {
+        if self.ticket.outcome.borrow().is_none() {
+            let cause = io::Error::other("the write was dropped before it was done");
+            self.ticket.finish(Err(Failure::Poisoned(Arc::new(cause))));
+        }
+    }
+}
+
+/// The newest change of a key that is not acknowledged yet.
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    pub(super) sequence: u64,
+    /// None after a delete.
+    pub(super) value: Option<Bytes>,
+    pub(super) expiry: Option<u64>,
+    pub(super) ticket: Rc<Ticket>,
+}
