@@ -203,11 +203,12 @@ impl<'a> Scan<'a> {
             .map(|record| Shown::new(&record, &bytes, offset, len)))
     }
 
-    /// Between groups there may be zeroes to the end of the block.
+    /// Between groups there may be zeroes to the end of the block. Where less is to be read there is
+    /// no padding: the writer will go on in that block.
     async fn skip_padding(&mut self) -> Result<bool> {
-        let end = self.offset.next_multiple_of(BLOCK).min(self.len);
+        let end = self.offset.next_multiple_of(BLOCK);
         let padding = usize::try_from(end - self.offset).expect("less than a block");
-        if padding == 0 {
+        if padding == 0 || end > self.len {
             return Ok(false);
         }
         let bytes = self.bytes(self.offset, padding).await?;

@@ -304,8 +304,8 @@ impl Segment {
         rt::fsync(&self.fd().await?, true).await
     }
 
-    /// Makes durable what only a cache has, and has the cache forget it: what is read next is what the
-    /// device has, also if an earlier sync failed and left in the cache what it could not write.
+    /// Makes durable what only a cache has, and has the cache forget it: what is read next is what
+    /// the device has, also if an earlier sync failed and left what it could not write in the cache.
     pub(crate) async fn settle(&self) -> io::Result<()> {
         self.sync().await?;
         if self.access.get().direct {
