@@ -437,7 +437,8 @@ fn verification_finds_a_changed_byte_in_any_record_dead_or_alive() {
             }
             // Behind the tail an idle store makes its mark.
             let after = fs::read(&path).unwrap();
-            assert!(after[..at + 64] == before[..at + 64], "it was written to");
+            let end = usize::try_from(at).unwrap() + 64;
+            assert!(after[..end] == before[..end], "it was written to");
             let got = run(store.get("rare"));
             if alive {
                 assert!(matches!(got, Err(Error::Corrupt { .. })), "{got:?}");
