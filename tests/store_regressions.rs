@@ -15,13 +15,14 @@ fn b(dir: &Path) -> Builder {
 }
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
-    for e in fs::read_dir(from).unwrap() {
-        let e = e.unwrap();
-        let t = to.join(e.file_name());
-        if e.path().is_dir() {
-            copy(&e.path(), &t)
-        } else {
-            fs::copy(e.path(), t).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else if path.extension().is_none_or(|extension| extension != "new") {
+            // The store is open, and makes segments: what is being made may have its name by now.
+            fs::copy(&path, target).unwrap();
         }
     }
 }
