@@ -157,19 +157,22 @@ impl Partition {
         key: Bytes,
         durability: Durability,
     ) -> Result<bool> {
-        let current = self.current(digest, &key, Need::Presence).await?;
-        if !current.present {
-            // A delete before this one may not be safe yet: a crash could bring the key back.
-            self.settle(current).await?;
-            return Ok(false);
-        }
-        let op = Op::Delete { key: key.clone() };
-        match self.stage(digest, op, durability)?.0.wait(self).await {
-            Err(Error::Full { .. }) if self.merge_step().await => {
-                // What merges have given back is for deletes first.
-                Box::pin(self.delete(digest, key, durability)).await
+        loop {
+            let merges = self.stats.get().merges;
+            let current = self.current(digest, &key, Need::Presence).await?;
+            if !current.present {
+                // A delete before this one may not be safe yet: a crash could bring the key back.
+                self.settle(current).await?;
+                return Ok(false);
             }
-            deleted => deleted.map(|()| true),
+            let op = Op::Delete { key: key.clone() };
+            match self.stage(digest, op, durability)?.0.wait(self).await {
+                // What merges have given back is for deletes first. One that gave back nothing will
+                // not do better the next time.
+                Err(Error::Full { .. })
+                    if self.merge_step().await && self.stats.get().merges > merges => {}
+                deleted => return deleted.map(|()| true),
+            }
         }
     }
 
