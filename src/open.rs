@@ -136,26 +136,38 @@ async fn has_records(path: &Path) -> Result<bool> {
     Ok(start.iter().skip(BLOCK_LEN).any(|&byte| byte != 0))
 }
 
-/// Makes an empty store: a folder for each partition, and then the superblock, which makes it
-/// exist. Each partition makes its first segment when it opens.
+/// Makes an empty store: a folder with a first segment for each partition, and then the superblock,
+/// which makes it exist.
 async fn create(dir: &Path, partitions: usize) -> Result<Superblock> {
     let count = u32::try_from(partitions).expect("at most MAX_PARTITIONS");
     let superblock = Superblock::new(count).await?;
-    for index in 0..count {
-        let folder = partition_dir(dir, index);
-        match rt::make_dir(None, &folder, 0o777).await {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                // What an interrupted creation left belongs to a store that never was.
-                for path in list(&folder).await? {
-                    rt::unlink(None, &path).await.map_err(Error::io("remove", &path))?;
-                }
-            }
-            made => made.map_err(Error::io("create", &folder))?,
-        }
-        sync_dir(&folder).await?;
+    let numbers: Vec<_> = (0..count).collect();
+    for some in numbers.chunks(MADE_AT_ONCE) {
+        let made = some.iter().map(|&partition| {
+            let folder = partition_dir(dir, partition);
+            let identity = Identity { store: superblock.id, partition };
+            rt::spawn(async move { make_partition(&folder, &identity).await })
+        });
+        all(made.collect()).await?;
     }
     superblock.write(dir).await?;
     Ok(superblock)
+}
+
+async fn make_partition(folder: &Path, identity: &Identity) -> Result<()> {
+    match rt::make_dir(None, folder, 0o777).await {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            // What an interrupted creation left belongs to a store that never was.
+            for path in list(folder).await? {
+                let ours = path.extension().is_some_and(|kind| kind == "log" || kind == "new");
+                if ours {
+                    rt::unlink(None, &path).await.map_err(Error::io("remove", &path))?;
+                }
+            }
+        }
+        made => made.map_err(Error::io("create", folder))?,
+    }
+    Plan::make_first(folder, identity).await
 }
 
 /// Makes the directories of a backup. Gives those of the partitions.
@@ -243,6 +255,9 @@ async fn open_partitions(
     let (partitions, reports) = opened.into_iter().unzip();
     Ok((partitions, OpenReport { partitions: reports }))
 }
+
+/// Partitions that are made at the same time, with a few files open for each.
+const MADE_AT_ONCE: usize = 16;
 
 /// How many files each partition may keep open: half of what the process may, among them.
 fn open_files(partitions: usize) -> usize {

@@ -95,8 +95,8 @@ fn a_salvage_without_the_list_of_segments_keeps_them_all() {
     drop(s);
     let log = last(c.path());
     let mut bytes = fs::read(&log).unwrap();
-    assert_eq!(bytes[4096 + 48 + 22], 4);
-    bytes[4096 + 48 + 24] ^= 1;
+    assert_eq!(bytes[4096 + 56 + 22], 4);
+    bytes[4096 + 56 + 24] ^= 1;
     fs::write(&log, &bytes).unwrap();
     println!("{} files", logs(c.path()).len());
     assert!(matches!(b(c.path()).open(), Err(Error::Corrupt { .. })));
@@ -218,8 +218,8 @@ fn zeroes_where_durable_records_were_are_no_padding() {
     let (d, c) = (disk_dir(), disk_dir());
     let s = b(d.path()).open().unwrap();
     run(s.put("a", vec![1; 100])).unwrap();
-    // Mark 40, and a record that ends at a sector's end.
-    let group = (10..17).map(|n| s.put(format!("k{n}"), vec![2; 512 - 48 - 27]));
+    // A mark of 56, and a record that ends at a sector's end.
+    let group = (10..17).map(|n| s.put(format!("k{n}"), vec![2; 512 - 56 - 27]));
     run(try_join_all(group)).unwrap();
     std::thread::sleep(Duration::from_millis(100));
     copy(d.path(), c.path());

@@ -162,59 +162,34 @@ impl HintWriter {
     }
 }
 
-/// Reads a hint that has been checked, a piece at a time.
-pub(crate) struct HintReader {
-    fd: Fd,
-    pub(crate) head: Head,
-    offset: u64,
-    end: u64,
-}
-
-impl HintReader {
-    /// Checks the segment's whole hint. There is a reader only of a good one.
-    pub(crate) async fn open(identity: &Identity, segment: &Segment) -> Option<Self> {
-        let fd = rt::open(None, &path_of(segment), libc::O_RDONLY, 0).await.ok()?;
-        let end = rt::stat(&fd).await.ok()?.len.checked_sub(4)?;
-        let first = read(&fd, 0, end.min(HEADER_LEN as u64)).await.ok()?;
-        let len = Head::len_of(&first, identity, (segment.id, segment.salt))?;
-        if len > end || (end - len) % ENTRY_LEN as u64 != 0 {
-            return None;
-        }
-        let head = read(&fd, 0, len).await.ok()?;
-        let mut sum = Hasher::new();
-        sum.update(&head);
-        let mut reader = Self { fd, head: Head::decode(&head), offset: len, end };
-        while reader.offset < end {
-            let piece = reader.piece().await.ok()?;
-            sum.update(&piece);
-            let seal = reader.head.seal;
-            let good = |entry| HintEntry::decode(entry, seal).is_some();
-            if !piece.chunks_exact(ENTRY_LEN).all(good) {
-                return None;
-            }
-        }
-        let written = read(&reader.fd, end, 4).await.ok()?;
-        reader.offset = len;
-        (u32_at(&written, 0) == sum.finalize()).then_some(reader)
+/// Reads and checks the segment's hint. Tells nothing of one that is not good, whatever is wrong
+/// with it. Memory: the entries.
+pub(crate) async fn read_hint(
+    identity: &Identity,
+    segment: &Segment,
+) -> Option<(Head, Vec<HintEntry>)> {
+    let fd = rt::open(None, &path_of(segment), libc::O_RDONLY, 0).await.ok()?;
+    let end = rt::stat(&fd).await.ok()?.len.checked_sub(4)?;
+    let first = read(&fd, 0, end.min(HEADER_LEN as u64)).await.ok()?;
+    let mut offset = Head::len_of(&first, identity, (segment.id, segment.salt))?;
+    if offset > end || (end - offset) % ENTRY_LEN as u64 != 0 {
+        return None;
     }
-
-    async fn piece(&mut self) -> io::Result<Vec<u8>> {
-        let len = (self.end - self.offset).min(PIECE as u64);
-        let piece = read(&self.fd, self.offset, len).await?;
-        self.offset += len;
-        Ok(piece)
-    }
-
-    /// The next entries; none at the end.
-    pub(crate) async fn next(&mut self) -> io::Result<Vec<HintEntry>> {
-        if self.offset == self.end {
-            return Ok(Vec::new());
+    let bytes = read(&fd, 0, offset).await.ok()?;
+    let head = Head::decode(&bytes);
+    let mut sum = Hasher::new();
+    sum.update(&bytes);
+    let mut entries = Vec::new();
+    while offset < end {
+        let piece = read(&fd, offset, (end - offset).min(PIECE as u64)).await.ok()?;
+        offset += piece.len() as u64;
+        sum.update(&piece);
+        for entry in piece.chunks_exact(ENTRY_LEN) {
+            entries.push(HintEntry::decode(entry, head.seal)?);
         }
-        let piece = self.piece().await?;
-        let decode = |entry| HintEntry::decode(entry, self.head.seal);
-        let entries = piece.chunks_exact(ENTRY_LEN).map(decode).collect::<Option<_>>();
-        entries.ok_or_else(|| io::Error::other("the hint was changed while it was read"))
     }
+    let written = read(&fd, end, 4).await.ok()?;
+    (u32_at(&written, 0) == sum.finalize()).then_some((head, entries))
 }
 
 async fn read(fd: &Fd, offset: u64, len: u64) -> io::Result<Vec<u8>> {
@@ -253,16 +228,7 @@ mod tests {
     }
 
     async fn read_all(dir: &Path, identity: Identity, salt: u64) -> Option<(Head, Vec<HintEntry>)> {
-        let segment = Segment::for_tests(dir, 5, salt);
-        let mut reader = HintReader::open(&identity, &segment).await?;
-        let mut entries = Vec::new();
-        loop {
-            let some = reader.next().await.unwrap();
-            if some.is_empty() {
-                return Some((reader.head, entries));
-            }
-            entries.extend(some);
-        }
+        read_hint(&identity, &Segment::for_tests(dir, 5, salt)).await
     }
 
     #[test]

@@ -10,7 +10,9 @@ use crc32fast::Hasher;
 /// Bytes before the key, if there is no expiry.
 pub(crate) const HEADER_LEN: usize = 24;
 /// A mark or a seal, whole.
-pub(crate) const MARK_LEN: usize = HEADER_LEN + 24;
+pub(crate) const MARK_LEN: usize = HEADER_LEN + MARK_VALUE;
+/// What a mark or a seal says.
+const MARK_VALUE: usize = 32;
 
 const EXPIRES: u8 = 1;
 const MOVED: u8 = 2;
@@ -225,23 +227,28 @@ pub(crate) struct Mark {
     pub(crate) clock: u64,
     /// Where the records before it ended: what lies between is padding.
     pub(crate) after: u64,
+    /// In a seal: the segment that goes on. It was there, durably, before this was written. Zero if
+    /// there was none, and in marks.
+    pub(crate) next: u64,
 }
 
 impl Mark {
     /// The mark as a record's value.
-    pub(crate) fn encode(self) -> [u8; 24] {
-        let mut value = [0; 24];
+    pub(crate) fn encode(self) -> [u8; MARK_VALUE] {
+        let mut value = [0; MARK_VALUE];
         value[..8].copy_from_slice(&self.durable.to_le_bytes());
         value[8..16].copy_from_slice(&self.clock.to_le_bytes());
-        value[16..].copy_from_slice(&self.after.to_le_bytes());
+        value[16..24].copy_from_slice(&self.after.to_le_bytes());
+        value[24..].copy_from_slice(&self.next.to_le_bytes());
         value
     }
 
     /// What a record says, if it is a mark or a seal.
     pub(crate) fn of(record: &Record<'_>) -> Option<Self> {
-        let is_mark = matches!(record.kind, Kind::Mark | Kind::Seal) && record.value.len() == 24;
+        let is_mark = matches!(record.kind, Kind::Mark | Kind::Seal);
+        let is_mark = is_mark && record.value.len() == MARK_VALUE;
         let at = |at| u64_at(record.value, at);
-        is_mark.then(|| Self { durable: at(0), clock: at(8), after: at(16) })
+        is_mark.then(|| Self { durable: at(0), clock: at(8), after: at(16), next: at(24) })
     }
 }
 
@@ -311,7 +318,7 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(Record::decode(&bytes[..len], 1, 64).is_err(), "{len}");
         }
-        let mark = Mark { durable: 4096, clock: 5, after: 0 };
+        let mark = Mark { durable: 4096, clock: 5, after: 0, next: 7 };
         let value = mark.encode();
         let record = Record::new(Kind::Mark, 9, &[], &value);
         assert_eq!((record.len(), Mark::of(&record)), (MARK_LEN, Some(mark)));

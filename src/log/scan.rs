@@ -30,6 +30,8 @@ pub(crate) struct Seen {
     pub(crate) sequence: u64,
     /// The latest clock.
     pub(crate) clock: u64,
+    /// What the seal says goes on.
+    pub(crate) next: u64,
     /// Bytes of torn tail that are not zero, and valid records after the tear.
     pub(crate) torn_bytes: u64,
     pub(crate) torn_records: u64,
@@ -61,6 +63,12 @@ impl Shown {
             value: (value, value + record.value.len()),
             record: Record { key: &[], value: &[], ..*record },
         }
+    }
+
+    /// Reads and checks the record at a place.
+    pub(crate) async fn read(segment: &Segment, offset: u64, len: usize) -> Result<Self> {
+        let bytes = segment.read(offset, len).await?;
+        Ok(Self::new(&segment.decode(&bytes, offset)?, &bytes, offset, len))
     }
 
     pub(crate) fn record(&self) -> Record<'_> {
@@ -151,6 +159,7 @@ impl<'a> Scan<'a> {
                         Kind::Seal => {
                             self.offset = shown.offset;
                             self.seen.seal = Some(shown.offset);
+                            self.seen.next = Mark::of(&record).map_or(0, |mark| mark.next);
                             self.ended = true;
                         }
                         Kind::Put | Kind::Delete | Kind::Live | Kind::Drop => {

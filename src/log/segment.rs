@@ -264,14 +264,18 @@ impl Segment {
             Ok(there) => there,
             Err(error) => return (Err(Error::io("read", &self.path)(error)), buf),
         };
-        let decoded = match Record::decode(&buf[there], self.salt, offset) {
-            Ok(record) => Ok(f(&record)),
-            Err(RecordError::Short) => {
-                Err(self.corrupt(offset, "a record is longer than when it was indexed"))
-            }
-            Err(error) => Err(self.corrupt(offset, error.reason())),
-        };
+        let decoded = self.decode(&buf[there], offset).map(|record| f(&record));
         (decoded, buf)
+    }
+
+    /// Checks the record that was read from a place.
+    pub(crate) fn decode<'a>(&self, bytes: &'a [u8], offset: u64) -> Result<Record<'a>> {
+        Record::decode(bytes, self.salt, offset).map_err(|error| match error {
+            RecordError::Short => {
+                self.corrupt(offset, "a record is longer than when it was indexed")
+            }
+            error => self.corrupt(offset, error.reason()),
+        })
     }
 
     /// Writes `buf` at a block's beginning, however short the single writes come, and with `sync`

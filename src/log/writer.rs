@@ -134,7 +134,7 @@ impl Writer {
 
     /// Begins a group. `sequence` is the last that was given.
     pub(crate) fn begin(&mut self, sequence: u64, clock: u64) {
-        let mark = Mark { durable: self.synced, clock, after: self.end };
+        let mark = Mark { durable: self.synced, clock, after: self.end, next: 0 };
         self.push_mark(Kind::Mark, mark, sequence);
     }
 
@@ -205,10 +205,11 @@ impl Writer {
         result
     }
 
-    /// Ends the segment, durably. Tells the seal's offset.
-    pub(crate) async fn seal(&mut self, sequence: u64, clock: u64) -> io::Result<u64> {
+    /// Ends the segment, durably. `next` is there, durably, and goes on; 0 if there is none. Tells
+    /// the seal's offset.
+    pub(crate) async fn seal(&mut self, sequence: u64, clock: u64, next: u64) -> io::Result<u64> {
         self.sync().await?;
-        self.seal_as_durable(self.tail, sequence, clock).await
+        self.seal_as_durable(self.tail, sequence, clock, next).await
     }
 
     async fn seal_as_durable(
@@ -216,9 +217,10 @@ impl Writer {
         durable: u64,
         sequence: u64,
         clock: u64,
+        next: u64,
     ) -> io::Result<u64> {
         let seal = self.tail;
-        let mark = Mark { durable, clock, after: self.end };
+        let mark = Mark { durable, clock, after: self.end, next };
         self.push_mark(Kind::Seal, mark, sequence);
         self.finish(true).await?;
         self.sealed = true;
@@ -231,10 +233,11 @@ impl Writer {
         end: u64,
         sequence: u64,
         clock: u64,
+        next: u64,
     ) -> io::Result<u64> {
         let tail = blocks(end);
         let mut writer = Self { tail, end, synced: tail, ..Self::new(segment, tail, tail) };
         // Not a byte more: what a torn group left up to the seal means nothing.
-        writer.seal_as_durable(end, sequence, clock).await
+        writer.seal_as_durable(end, sequence, clock, next).await
     }
 }

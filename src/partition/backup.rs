@@ -5,7 +5,9 @@
 
 use super::Partition;
 use super::commit::Hold;
-use super::recover::{copy_file, hint_of};
+use super::load::read_seal;
+use super::recover::{Plan, copy_file, hint_of, make_segment};
+use super::space::Extant;
 use super::walk::Pins;
 use crate::error::{Error, Result};
 use crate::log::segment::{Segment, sync_dir};
@@ -21,7 +23,8 @@ pub(crate) struct BackupPart {
     partition: Rc<Partition>,
     hold: RefCell<Option<Hold>>,
     _pins: Pins,
-    sealed: Vec<Rc<Segment>>,
+    /// With the offsets of their seals.
+    sealed: Vec<(Rc<Segment>, u64)>,
     /// The active segment, its length, and where its records end.
     active: Option<(Rc<Segment>, u64, u64)>,
     sequence: u64,
@@ -38,8 +41,8 @@ impl Partition {
             let space = &self.ledger.borrow().space;
             let there: Vec<_> = space.iter().filter(|(_, e)| !e.dropped).collect();
             let slots = there.iter().map(|&(slot, _)| slot).collect();
-            let sealed = there.iter().filter(|(_, e)| e.seal.is_some());
-            let sealed = sealed.map(|(_, e)| Rc::clone(&e.segment)).collect();
+            let sealed = |(_, e): &(usize, &Extant)| Some((Rc::clone(&e.segment), e.seal?));
+            let sealed = there.iter().filter_map(sealed).collect();
             let active = there.iter().find(|(_, e)| e.seal.is_none() && e.len > BLOCK);
             // Held, so the writer is at home.
             let end = self.commit.end();
@@ -65,7 +68,7 @@ impl BackupPart {
 
     /// Puts the part into a directory, durably.
     pub(crate) async fn copy_to(&self, dir: &Path) -> Result<()> {
-        for segment in &self.sealed {
+        for (segment, _) in &self.sealed {
             let hint = hint_of(segment);
             copy_or_link(segment.path(), dir).await?;
             match copy_or_link(&hint, dir).await {
@@ -74,13 +77,29 @@ impl BackupPart {
                 result => result?,
             }
         }
+        // The seal of the last segment names one that goes on, in the copy as well.
         if let Some((segment, len, end)) = &self.active {
-            self.copy_active(segment, *len, *end, dir).await?;
+            let next = make_segment(dir, &self.partition.identity, segment.id + 1).await?;
+            self.copy_active(segment, *len, *end, next.segment.id, dir).await?;
+        } else if let Some((segment, seal)) = self.sealed.last() {
+            let named = read_seal(segment, *seal, seal + BLOCK).await?.map_or(0, |seal| seal.next);
+            if named != 0 {
+                make_segment(dir, &self.partition.identity, named).await?;
+            }
+        } else {
+            Plan::make_first(dir, &self.partition.identity).await?;
         }
         sync_dir(dir).await
     }
 
-    async fn copy_active(&self, segment: &Segment, len: u64, end: u64, dir: &Path) -> Result<()> {
+    async fn copy_active(
+        &self,
+        segment: &Segment,
+        len: u64,
+        end: u64,
+        next: u64,
+        dir: &Path,
+    ) -> Result<()> {
         let path = Segment::path_in(dir, segment.id);
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
         let fd = rt::open(None, &path, flags, 0o644).await.map_err(Error::io("create", &path))?;
@@ -100,7 +119,7 @@ impl BackupPart {
         rt::fsync(&fd, false).await.map_err(Error::io("sync", &path))?;
         drop(fd);
         let (copy, _) = Segment::open(dir, &self.partition.identity, segment.id).await?;
-        let sealed = Writer::seal_found(Rc::new(copy), end, self.sequence, self.clock).await;
+        let sealed = Writer::seal_found(Rc::new(copy), end, self.sequence, self.clock, next).await;
         sealed.map(drop).map_err(Error::io("seal", &path))
     }
 }

@@ -82,7 +82,7 @@ impl Partition {
             let read = self.read(digest, key).await?;
             // Meanwhile it may have been written, or moved: look again.
             if let Some((read_at, found)) = read
-                && self.place(digest) == Some(read_at)
+                && self.spot(digest) == Some(read_at)
                 && self.commit.overlay(digest).is_none()
             {
                 return Ok(self.judge(found, None));
@@ -157,8 +157,9 @@ impl Partition {
         key: Bytes,
         durability: Durability,
     ) -> Result<bool> {
+        let mut in_vain = false;
         loop {
-            let merges = self.stats.get().merges;
+            let merges = self.merges_done();
             let current = self.current(digest, &key, Need::Presence).await?;
             if !current.present {
                 // A delete before this one may not be safe yet: a crash could bring the key back.
@@ -167,10 +168,11 @@ impl Partition {
             }
             let op = Op::Delete { key: key.clone() };
             match self.stage(digest, op, durability)?.0.wait(self).await {
-                // What merges have given back is for deletes first. One that gave back nothing will
-                // not do better the next time.
-                Err(Error::Full { .. })
-                    if self.merge_step().await && self.stats.get().merges > merges => {}
+                // What merges have given back is for deletes first. One that comes to nothing may
+                // have been what stood in the way, but only the first time.
+                Err(Error::Full { .. }) if self.merge_step().await && !in_vain => {
+                    in_vain = self.merges_done() == merges;
+                }
                 deleted => return deleted.map(|()| true),
             }
         }

@@ -42,6 +42,8 @@ pub(super) struct Merging {
     busy: Cell<bool>,
     /// Finished with each segment that is merged.
     step: RefCell<Rc<Ticket>>,
+    /// Segments that have been merged, and have given back their space.
+    done: Cell<u64>,
 }
 
 /// How far garbage has come.
@@ -98,6 +100,11 @@ impl Partition {
             drop(step.outcome().await);
         }
         running
+    }
+
+    /// How many segments have been merged, and have given back their space.
+    pub(super) fn merges_done(&self) -> u64 {
+        self.merging.done.get()
     }
 
     /// Whether a segment is being merged.
@@ -180,6 +187,7 @@ impl Partition {
             if merged.is_err() {
                 return;
             }
+            self.merging.done.set(self.merging.done.get() + 1);
             self.tell_merged();
         }
     }

@@ -15,6 +15,7 @@ mod commit;
 pub(crate) mod digest;
 mod keydir;
 mod ledger;
+mod load;
 mod merge;
 mod recover;
 mod rotate;
@@ -29,6 +30,8 @@ use crate::error::{Error, Result};
 use crate::log::Identity;
 use crate::log::place::{Class, Place};
 use crate::log::record::Record;
+use crate::log::scan::Shown;
+use crate::log::segment::Segment;
 use crate::rt::{self, AlignedBuf, Handle};
 use crate::stats::PartitionStats;
 use bytes::Bytes;
@@ -93,6 +96,13 @@ pub(crate) struct Partition {
     _lock: Arc<dyn Any + Send + Sync>,
 }
 
+/// Where a record is, for good: ids of segments are never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Spot {
+    place: Place,
+    segment: u64,
+}
+
 /// An entry as it was read.
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
@@ -116,35 +126,27 @@ impl Partition {
         (!place.is_tombstone()).then_some(place)
     }
 
+    /// The same, with the id of its segment: slots are used again.
+    fn spot(&self, digest: Digest) -> Option<Spot> {
+        let place = self.place(digest)?;
+        Some(Spot { place, segment: self.ledger.borrow().space.get(place.slot()).segment.id })
+    }
+
     /// Reads a key's record, wherever it has moved to meanwhile, expired or not.
-    async fn read(&self, digest: Digest, key: &[u8]) -> Result<Option<(Place, Found)>> {
+    async fn read(&self, digest: Digest, key: &[u8]) -> Result<Option<(Spot, Found)>> {
         let mut refused = false;
         while let Some(place) = self.place(digest) {
             let segment = self.ledger.borrow_mut().space.for_reading(place.slot());
-            // A pooled buffer and a copy of the value are quicker than an aligned buffer for each,
-            // and a small value does not keep whole blocks alive.
-            let buf = self.buffers.borrow_mut().pop().unwrap_or_default();
-            let found = |record: &Record<'_>| {
-                (record.key == key).then(|| Found {
-                    value: Bytes::copy_from_slice(record.value),
-                    version: record.sequence,
-                    expiry: record.expiry,
-                })
-            };
-            let read = segment.with_record(buf, place.offset(), place.len(), found);
-            let (result, mut buf) = read.await;
-            if self.buffers.borrow().len() < POOLED_BUFFERS {
-                buf.shrink_to(POOLED_BYTES);
-                self.buffers.borrow_mut().push(buf);
-            }
-            match result {
-                Ok(Some(found)) => return Ok(Some((place, found))),
+            let spot = Spot { place, segment: segment.id };
+            let found = self.read_at(&segment, place, key).await;
+            match found {
+                Ok(Some(found)) => return Ok(Some((spot, found))),
                 Ok(None) => {
                     let reason = "a record has another key than when it was indexed";
                     return Err(segment.corrupt(place.offset(), reason));
                 }
                 // The segment was merged meanwhile, and its file is gone.
-                Err(_) if self.place(digest) != Some(place) => {}
+                Err(_) if self.spot(digest) != Some(spot) => {}
                 Err(Error::Io { source, .. }) if is_out_of_files(&source) && !refused => {
                     refused = true;
                     self.ledger.borrow_mut().space.bound_open(0);
@@ -153,6 +155,33 @@ impl Partition {
             }
         }
         Ok(None)
+    }
+
+    /// Reads a record, if it is this key's.
+    async fn read_at(&self, segment: &Segment, place: Place, key: &[u8]) -> Result<Option<Found>> {
+        if place.len() >= LARGE {
+            // Its buffer is the value's.
+            let shown = Shown::read(segment, place.offset(), place.len()).await?;
+            let record = shown.record();
+            let (version, expiry) = (record.sequence, record.expiry);
+            let same = record.key == key;
+            return Ok(same.then(|| Found { value: shown.share().1, version, expiry }));
+        }
+        // A pooled buffer and a copy of the value are quicker than an aligned buffer for each, and a
+        // small value does not keep whole blocks alive.
+        let buf = self.buffers.borrow_mut().pop().unwrap_or_default();
+        let found = |record: &Record<'_>| {
+            (record.key == key).then(|| Found {
+                value: Bytes::copy_from_slice(record.value),
+                version: record.sequence,
+                expiry: record.expiry,
+            })
+        };
+        let (found, buf) = segment.with_record(buf, place.offset(), place.len(), found).await;
+        if self.buffers.borrow().len() < POOLED_BUFFERS {
+            self.buffers.borrow_mut().push(buf);
+        }
+        found
     }
 
     fn is_expired(&self, expiry: Option<u64>) -> bool {
@@ -275,6 +304,7 @@ fn is_out_of_files(error: &std::io::Error) -> bool {
 /// Reads of one `get_many` that are in flight at a time.
 const READS_AT_ONCE: usize = 64;
 
-/// Buffers for reads that are kept, and how large each may be.
+/// Buffers for reads that are kept.
 const POOLED_BUFFERS: usize = 64;
-const POOLED_BYTES: usize = 64 << 10;
+/// A record from which on its buffer is not pooled, but given to whoever asked.
+const LARGE: usize = 32 << 10;

@@ -8,18 +8,19 @@ use super::clock::Clock;
 use super::commit::{Commit, Spare};
 use super::digest::Digest;
 use super::ledger::Ledger;
-use super::rotate::{SPARES, entry_of};
+use super::load::{Loaded, State, list, load};
+use super::rotate::{SPARES, is_full};
 use super::space::Space;
 use super::staged::Op;
 use super::{Partition, Settings};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
-use crate::log::hint::{Head, HintEntry, HintReader, path_of};
+use crate::log::hint::{Head, HintEntry, path_of};
 use crate::log::place::Place;
-use crate::log::record::{Kind, MARK_LEN, Record, u64_at};
-use crate::log::scan::{Scan, Seen, Strictness};
+use crate::log::scan::Seen;
 use crate::log::segment::{Segment, sync_dir};
-use crate::log::writer::Writer;
+use crate::log::superblock::random;
+use crate::log::writer::{FIRST_ROOM, Writer};
 use crate::log::{BLOCK, CHUNK, Identity};
 use crate::report::PartitionReport;
 use crate::rt::{self, AlignedBuf};
@@ -31,41 +32,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// A segment as it was found.
-struct Loaded {
-    segment: Rc<Segment>,
-    /// What it says as a whole, and where its seal is or has to be.
-    head: Head,
-    /// Where its records end.
-    end: u64,
-    /// Whether it says which older segments there are.
-    lists: bool,
-    entries: Entries,
-    state: State,
-    damaged: bool,
-    file_len: u64,
-}
-
-/// The puts and deletes of a segment.
-enum Entries {
-    Hinted(HintReader),
-    Scanned(Vec<HintEntry>),
-}
-
-/// How a segment was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Sealed, with its hint.
-    Hinted,
-    /// Sealed, and scanned.
-    Sealed,
-    /// With records, which end there, and without a seal.
-    Unsealed,
-    /// Without a whole record, but not untouched.
-    Torn,
-    /// Nothing after the header.
-    Clean,
-}
+/// The segment that each partition begins with: it is there before the store is.
+const FIRST_ID: u64 = 1;
 
 /// What is to be done to open a partition.
 pub(crate) struct Plan {
@@ -74,6 +42,8 @@ pub(crate) struct Plan {
     /// The last segment with records: its slot, and whether and where it must be sealed.
     last: Option<(usize, Option<u64>)>,
     spares: Vec<Spare>,
+    /// The segment that goes on, if a crash has torn its first group.
+    torn: Option<u64>,
     leftovers: Vec<PathBuf>,
     unhinted: Vec<(usize, Head)>,
     damaged: Vec<usize>,
@@ -84,116 +54,12 @@ pub(crate) struct Plan {
     report: PartitionReport,
 }
 
-/// The names in a partition's directory that mean something.
-#[derive(Default)]
-struct Names {
-    ids: Vec<u64>,
-    leftovers: Vec<PathBuf>,
-    last_id: u64,
-}
-
-async fn list(dir: &Path) -> Result<Names> {
-    let fd = rt::open(None, dir, libc::O_RDONLY | libc::O_DIRECTORY, 0).await;
-    let fd = fd.map_err(Error::io("open", dir))?;
-    let files = rt::list(&fd).await.map_err(Error::io("list", dir))?;
-    let mut names = Names::default();
-    let mut hints = Vec::new();
-    for file in files {
-        let path = dir.join(&file);
-        let parsed = file.to_str().and_then(|name| name.split_once('.'));
-        let Some((id, kind)) = parsed.and_then(|(id, kind)| Some((id.parse().ok()?, kind))) else {
-            continue; // not ours
-        };
-        if path.with_extension("log") != Segment::path_in(dir, id) {
-            continue; // a number that is written in another way
-        }
-        match kind {
-            "log" => names.ids.push(id),
-            "new" => names.leftovers.push(path),
-            "hint" => hints.push((id, path)),
-            _ => continue,
-        }
-        names.last_id = names.last_id.max(id);
-    }
-    names.ids.sort_unstable();
-    hints.retain(|(id, _)| names.ids.binary_search(id).is_err());
-    names.leftovers.extend(hints.into_iter().map(|(_, path)| path));
-    names.leftovers.sort();
-    Ok(names)
-}
-
-/// Reads a segment by its hint, or else from its start to its end.
-async fn load(
-    settings: &Settings,
-    segment: Rc<Segment>,
-    file_len: u64,
-    must_be_sealed: bool,
-) -> Result<(Loaded, Seen)> {
-    let salvage = settings.quarantine.is_some();
-    // A salvage looks for damage, which a hint does not show.
-    if !salvage
-        && let Some(hint) = HintReader::open(&settings.identity, &segment).await
-        && is_sealed_at(&segment, hint.head.seal, file_len).await?
-    {
-        let loaded = Loaded {
-            segment,
-            head: hint.head.clone(),
-            end: hint.head.seal,
-            lists: true,
-            entries: Entries::Hinted(hint),
-            state: State::Hinted,
-            damaged: false,
-            file_len,
-        };
-        return Ok((loaded, Seen::default()));
-    }
-    let strictness = Strictness { sealed: must_be_sealed, salvage };
-    let mut scan = Scan::new(&segment, file_len.next_multiple_of(BLOCK), strictness);
-    let mut head = Head::default();
-    let mut entries = Vec::new();
-    let (mut shown_any, mut lists) = (false, false);
-    while let Some(shown) = scan.next().await? {
-        shown_any = true;
-        let record = shown.record();
-        head.last_expiry = head.last_expiry.max(record.expiry.unwrap_or(0));
-        match record.kind {
-            Kind::Live => {
-                lists = true;
-                head.extant = record.value.chunks_exact(8).map(|id| u64_at(id, 0)).collect();
-            }
-            Kind::Drop if record.value.len() == 8 => {
-                let gone = u64_at(record.value, 0);
-                head.extant.retain(|&id| id != gone);
-            }
-            _ => entries.extend(entry_of(&settings.secret, &shown)),
-        }
-    }
-    let end = scan.end();
-    let seen = scan.into_seen();
-    head.seal = seen.seal.unwrap_or(end.next_multiple_of(BLOCK));
-    (head.sequence, head.clock) = (seen.sequence, seen.clock);
-    let state = match (seen.seal, shown_any) {
-        (Some(_), _) => State::Sealed,
-        (None, true) => State::Unsealed,
-        (None, false) if end == BLOCK && seen.torn_bytes == 0 => State::Clean,
-        (None, false) => State::Torn,
-    };
-    let damaged = !seen.damage.is_empty();
-    let entries = Entries::Scanned(entries);
-    Ok((Loaded { segment, head, end, lists, entries, state, damaged, file_len }, seen))
-}
-
-/// Whether the segment's seal is where a hint says.
-async fn is_sealed_at(segment: &Segment, seal: u64, file_len: u64) -> Result<bool> {
-    if seal + MARK_LEN as u64 > file_len {
-        return Ok(false);
-    }
-    let bytes = segment.read(seal, MARK_LEN).await?;
-    let record = Record::decode(&bytes, segment.salt, seal);
-    Ok(record.is_ok_and(|record| record.kind == Kind::Seal))
-}
-
 impl Plan {
+    /// Makes the segment that an empty partition begins with, durably.
+    pub(crate) async fn make_first(dir: &Path, identity: &Identity) -> Result<()> {
+        make_segment(dir, identity, FIRST_ID).await.map(drop)
+    }
+
     /// Reads what is there, and changes nothing.
     pub(crate) async fn read(settings: Settings) -> Result<Self> {
         let started = rt::now();
@@ -204,6 +70,7 @@ impl Plan {
             ledger: Ledger { space: Space::new(open_files), ..Ledger::default() },
             last: None,
             spares: Vec::new(),
+            torn: None,
             leftovers: names.leftovers,
             unhinted: Vec::new(),
             damaged: Vec::new(),
@@ -213,16 +80,12 @@ impl Plan {
             next_id: names.last_id + 1,
             report: PartitionReport::default(),
         };
-        let mut ids = names.ids;
+        let mut ids = names.ids.clone();
         let last = plan.find_last(&mut ids).await?;
+        plan.check_next(&names.ids, last.as_ref().map_or(FIRST_ID, |last| last.next))?;
         if let Some(last) = last {
             plan.load_older(ids, &last).await?;
             plan.take(last).await?;
-        } else {
-            // Without any record, nothing can be missing.
-            for id in ids {
-                plan.leftovers.push(Segment::path_in(&plan.settings.dir, id));
-            }
         }
         plan.spares.sort_by_key(|spare| spare.segment.id);
         plan.report.took = rt::now().saturating_duration_since(started);
@@ -263,6 +126,35 @@ impl Plan {
         Ok(None)
     }
 
+    /// The segment that goes on after the last one with records was there before that was sealed: if
+    /// it is not, it may have had records. It keeps its name also if a crash has torn it.
+    fn check_next(&mut self, there: &[u64], next: u64) -> Result<()> {
+        if next == 0 {
+            return Ok(());
+        }
+        if !there.contains(&next) {
+            return self.missing(next);
+        }
+        let path = Segment::path_in(&self.settings.dir, next);
+        if let Some(at) = self.leftovers.iter().position(|leftover| *leftover == path) {
+            self.leftovers.remove(at);
+            self.torn = Some(next);
+        }
+        Ok(())
+    }
+
+    /// A segment that must be there is not.
+    fn missing(&mut self, id: u64) -> Result<()> {
+        let path = Segment::path_in(&self.settings.dir, id);
+        let reason = "the file is missing: the log says that it is part of the store";
+        let missing = Error::Corrupt { path, offset: 0, reason };
+        if self.settings.quarantine.is_none() {
+            return Err(missing);
+        }
+        self.report.damage.push(missing);
+        Ok(())
+    }
+
     fn note_seen(&mut self, loaded: &Loaded, seen: Seen) {
         let report = &mut self.report;
         report.torn_bytes += seen.torn_bytes;
@@ -282,13 +174,7 @@ impl Plan {
         let newest = extant.last().copied();
         for &id in extant {
             if !there.remove(&id) {
-                let path = Segment::path_in(&self.settings.dir, id);
-                let reason = "the file is missing: the log says that it is part of the store";
-                let missing = Error::Corrupt { path, offset: 0, reason };
-                if self.settings.quarantine.is_none() {
-                    return Err(missing);
-                }
-                self.report.damage.push(missing);
+                self.missing(id)?;
                 continue;
             }
             let Some((segment, len)) = self.open(id).await? else { continue };
@@ -314,18 +200,7 @@ impl Plan {
         let Loaded { segment, head, end, entries, state, damaged, .. } = loaded;
         let seal = head.seal;
         let slot = self.ledger.space.add(Rc::clone(&segment), seal + BLOCK, Some(seal));
-        match entries {
-            Entries::Scanned(entries) => self.replay(slot, &entries),
-            Entries::Hinted(mut hint) => loop {
-                // What was good a moment ago and is not now is the device's failure.
-                let entries = hint.next().await;
-                let entries = entries.map_err(Error::io("read the hint of", segment.path()))?;
-                if entries.is_empty() {
-                    break;
-                }
-                self.replay(slot, &entries);
-            },
-        }
+        self.replay(slot, &entries);
         self.ledger.space.note_expiry(slot, head.last_expiry);
         self.sequence = self.sequence.max(head.sequence);
         self.clock = self.clock.max(head.clock);
@@ -353,9 +228,12 @@ impl Plan {
         lock: Arc<dyn Any + Send + Sync>,
     ) -> Result<(Rc<Partition>, PartitionReport)> {
         self.set_aside().await?;
+        self.make_next().await?;
         if let Some((slot, Some(end))) = self.last {
             let segment = Rc::clone(&self.ledger.space.get(slot).segment);
-            let sealed = Writer::seal_found(Rc::clone(&segment), end, self.sequence, self.clock);
+            let next = self.spares.first().map_or(0, |spare| spare.segment.id);
+            let (found, sequence, clock) = (Rc::clone(&segment), self.sequence, self.clock);
+            let sealed = Writer::seal_found(found, end, sequence, clock, next);
             let seal = sealed.await.map_err(Error::io("seal", segment.path()))?;
             segment.trim(seal + BLOCK).await?;
         }
@@ -375,6 +253,24 @@ impl Plan {
         self.into_partition(lock).await
     }
 
+    /// Sees to it that a segment is there, durably, to go on with, before a seal names it. Without
+    /// room for it the store opens all the same.
+    async fn make_next(&mut self) -> Result<()> {
+        let Settings { dir, identity, .. } = &self.settings;
+        let id = match self.torn {
+            Some(torn) => torn,
+            None if self.spares.is_empty() => self.next_id,
+            None => return sync_dir(dir).await,
+        };
+        match make_segment(dir, identity, id).await {
+            Ok(spare) => self.spares.insert(0, spare),
+            Err(Error::Io { source, .. }) if is_full(&source) && self.last.is_some() => {}
+            Err(error) => return Err(error),
+        }
+        self.next_id = self.next_id.max(id + 1);
+        Ok(())
+    }
+
     async fn into_partition(
         mut self,
         lock: Arc<dyn Any + Send + Sync>,
@@ -387,13 +283,7 @@ impl Plan {
                 (Writer::sealed(Rc::clone(&extant.segment), extant.scan_len() - BLOCK), slot)
             }
             None => {
-                let first = if spares.is_empty() {
-                    make_first(&dir, &identity, self.next_id).await?
-                } else {
-                    spares.remove(0)
-                };
-                let Spare { segment, prepared } = first;
-                self.next_id = self.next_id.max(segment.id + 1);
+                let Spare { segment, prepared } = spares.remove(0);
                 let slot = self.ledger.space.add(Rc::clone(&segment), BLOCK, None);
                 (Writer::new(segment, prepared, segment_bytes), slot)
             }
@@ -434,9 +324,7 @@ impl Plan {
             listed.wait(&partition).await?;
         }
         partition.start_making_spares();
-        for (slot, head) in self.unhinted {
-            partition.finish_segment(slot, head);
-        }
+        partition.finish_segments(self.unhinted);
         partition.consider_merging();
         Ok((partition, self.report))
     }
@@ -470,10 +358,10 @@ impl Plan {
     }
 }
 
-/// The first segment of a partition that has none.
-async fn make_first(dir: &Path, identity: &Identity, id: u64) -> Result<Spare> {
-    let salt = u64::from_le_bytes(crate::log::superblock::random().await?);
-    let room = crate::log::writer::FIRST_ROOM;
+/// Makes a segment without the help of a partition. One of that name that is there is replaced.
+pub(super) async fn make_segment(dir: &Path, identity: &Identity, id: u64) -> Result<Spare> {
+    let salt = u64::from_le_bytes(random().await?);
+    let room = FIRST_ROOM;
     let segment = Rc::new(Segment::create(dir, identity, id, salt, room).await?);
     Ok(Spare { segment, prepared: room })
 }

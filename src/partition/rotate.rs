@@ -125,21 +125,22 @@ impl Partition {
         Err(self.failed(Failure::Full(Arc::new(refused))))
     }
 
-    /// Writes the hint of a segment that was sealed, and gives back what it has not used. `extant`:
-    /// the older segments that existed at the seal.
-    pub(super) fn finish_segment(self: &Rc<Self>, slot: usize, head: Head) {
-        let segment = {
-            let space = &mut self.ledger.borrow_mut().space;
-            space.get_mut(slot).hinting = true;
-            space.for_reading(slot)
-        };
+    /// Writes the hints of segments that were sealed, one after the other, and gives back what they
+    /// have not used.
+    pub(super) fn finish_segments(self: &Rc<Self>, sealed: Vec<(usize, Head)>) {
+        for &(slot, _) in &sealed {
+            self.ledger.borrow_mut().space.get_mut(slot).hinting = true;
+        }
         let partition = Rc::clone(self);
         self.chore(async move {
-            // Both save time and space, and nothing depends on either.
-            drop(partition.write_hint(&segment, &head).await);
-            drop(segment.trim(head.seal + BLOCK).await);
-            partition.ledger.borrow_mut().space.get_mut(slot).hinting = false;
-            partition.consider_merging();
+            for (slot, head) in sealed {
+                let segment = partition.ledger.borrow_mut().space.for_reading(slot);
+                // Both save time and space, and nothing depends on either.
+                drop(partition.write_hint(&segment, &head).await);
+                drop(segment.trim(head.seal + BLOCK).await);
+                partition.ledger.borrow_mut().space.get_mut(slot).hinting = false;
+                partition.consider_merging();
+            }
         });
     }
 
@@ -202,6 +203,8 @@ impl Partition {
             return Ok(());
         }
         if self.commit.is_sealed() {
+            // The seal names what will go on. Without room for that it names nothing.
+            drop(self.ready_spare(0).await?);
             return self.seal_active(writer).await;
         }
         if let Ok(()) = self.ready_spare(1).await? {
@@ -224,7 +227,8 @@ impl Partition {
             return Ok(());
         }
         let sequence = commit.sequence();
-        let seal = writer.seal(sequence, clock).await?;
+        let next = commit.spares.borrow().front().map_or(0, |spare| spare.segment.id);
+        let seal = writer.seal(sequence, clock, next).await?;
         commit.set_durable_clock(clock);
         let slot = commit.active();
         let (extant, last_expiry) = {
@@ -233,7 +237,8 @@ impl Partition {
             space.get_mut(slot).seal = Some(seal);
             (space.listed(writer.segment().id), space.get(slot).last_expiry)
         };
-        self.finish_segment(slot, Head { seal, sequence, clock, last_expiry, extant });
+        let head = Head { seal, sequence, clock, last_expiry, extant };
+        self.finish_segments(vec![(slot, head)]);
         Ok(())
     }
 

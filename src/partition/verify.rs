@@ -7,11 +7,10 @@ use super::digest::Digest;
 use super::rotate::entry_of;
 use super::walk::Pins;
 use crate::error::{Error, Result};
-use crate::log::hint::{HintReader, path_of};
+use crate::log::hint::{path_of, read_hint};
 use crate::log::place::Place;
 use crate::log::scan::{Scan, Strictness};
 use crate::rt;
-use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// What a partition's verification found.
@@ -49,11 +48,11 @@ impl Partition {
         let strictness = Strictness { sealed: seal.is_some(), salvage: true };
         let mut scan = Scan::new(&segment, len, strictness);
         // Of a sealed segment only, and only if it is a good one: others are as good as none.
-        let mut hint = match seal {
-            Some(_) => HintReader::open(&self.identity, &segment).await,
+        let hint = match seal {
+            Some(_) => read_hint(&self.identity, &segment).await,
             None => None,
         };
-        let mut hinted = VecDeque::new();
+        let mut hinted = hint.map(|(_, entries)| entries.into_iter());
         let (mut live, mut agrees) = (0, true);
         while let Some(shown) = scan.next().await? {
             verified.records += 1;
@@ -61,11 +60,8 @@ impl Partition {
             let found = self.ledger.borrow().keydir.get(Digest::from_bytes(entry.digest));
             let place = Place::new(slot, entry.offset, entry.class, entry.len);
             live += u64::from(found.is_some_and(|found| found.place == place.bits()));
-            if let Some(hint) = &mut hint {
-                if hinted.is_empty() {
-                    hinted.extend(hint.next().await.map_err(Error::io("read", segment.path()))?);
-                }
-                agrees &= hinted.pop_front() == Some(entry);
+            if let Some(hinted) = &mut hinted {
+                agrees &= hinted.next() == Some(entry);
             }
         }
         let end = scan.offset();
@@ -82,12 +78,9 @@ impl Partition {
         if seal.is_some() && live < self.ledger.borrow().space.get(slot).live_records {
             problems.push(segment.corrupt(end, "the index has records that are not there"));
         }
-        if let Some(mut hint) = hint {
-            let rest = hint.next().await.map_err(Error::io("read", segment.path()))?;
-            if sound && !(agrees && hinted.is_empty() && rest.is_empty()) {
-                let reason = "the hint does not say what its segment holds";
-                problems.push(Error::Corrupt { path: path_of(&segment), offset: 0, reason });
-            }
+        if sound && hinted.is_some_and(|mut rest| !agrees || rest.next().is_some()) {
+            let reason = "the hint does not say what its segment holds";
+            problems.push(Error::Corrupt { path: path_of(&segment), offset: 0, reason });
         }
         Ok(())
     }

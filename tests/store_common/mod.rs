@@ -22,7 +22,7 @@ pub const BLOCK: usize = 4096;
 /// The bytes of a record before its key, if it has no expiry.
 pub const RECORD_HEADER: usize = 24;
 /// The bytes of a mark or a seal.
-pub const MARK_LEN: usize = RECORD_HEADER + 24;
+pub const MARK_LEN: usize = RECORD_HEADER + 32;
 
 pub const PUT: u8 = 1;
 pub const DELETE: u8 = 2;
@@ -334,7 +334,8 @@ pub fn record(
 
 /// A valid mark for the place `at` in a segment, behind records that end at `after`.
 pub fn mark(salt: &[u8], at: usize, durable: usize, after: usize) -> Vec<u8> {
-    let value = [(durable as u64).to_le_bytes(), [0; 8], (after as u64).to_le_bytes()].concat();
+    let after = (after as u64).to_le_bytes();
+    let value = [(durable as u64).to_le_bytes(), [0; 8], after, [0; 8]].concat();
     record(salt, at, MARK, 0, &[], &value)
 }
 
