@@ -165,7 +165,9 @@ fn a_segment_that_went_missing_after_an_opening_or_in_a_backup_is_named() {
 fn assert_missing(dir: &Path) {
     let before = snapshot(dir);
     match try_open(dir) {
-        Err(Error::Corrupt { path, offset: 0, .. }) => assert!(!path.exists(), "{path:?}"),
+        Err(Error::Corrupt { path, offset: 0, .. }) => {
+            assert!(!path.exists(), "{}", path.display())
+        }
         other => panic!("{other:?}"),
     }
     assert!(snapshot(dir) == before, "a failed opening changed a file");

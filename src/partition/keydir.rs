@@ -14,7 +14,7 @@ use std::num::NonZeroU64;
 
 /// How many tables a keydir has: 4096. One of 100 M keys has 25 000 in a table then, which grows in
 /// a fraction of a millisecond.
-const TABLES: usize = 1 << TABLE_BITS;
+pub(super) const TABLES: usize = 1 << TABLE_BITS;
 
 /// What is known of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

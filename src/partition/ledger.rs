@@ -5,7 +5,7 @@
 //! nothing to stand over, and is not kept.
 
 use super::digest::Digest;
-use super::keydir::{Entry, Keydir};
+use super::keydir::{Entry, Keydir, TABLES};
 use super::space::Space;
 use crate::log::place::Place;
 
@@ -41,6 +41,30 @@ impl Ledger {
         self.space.add_live(place);
         self.keydir.insert(digest, Entry { place: place.bits(), older });
         self.live_keys += u64::from(!place.is_tombstone());
+    }
+
+    /// Many keys' newest records are here now, in this order. Table by table, since each fits a
+    /// processor's cache and all of them do not; what is of one key stays in order.
+    pub(super) fn index_all(&mut self, records: impl Iterator<Item = (Digest, Place)> + Clone) {
+        let mut ends = vec![0; TABLES];
+        let mut count = 0;
+        for (digest, _) in records.clone() {
+            ends[digest.table()] += 1;
+            count += 1;
+        }
+        let mut sum = 0;
+        for end in &mut ends {
+            (*end, sum) = (sum, sum + *end);
+        }
+        let mut sorted = vec![None; count];
+        for (digest, place) in records {
+            let at = &mut ends[digest.table()];
+            sorted[*at] = Some((digest, place));
+            *at += 1;
+        }
+        for (digest, place) in sorted.into_iter().flatten() {
+            self.index(digest, place);
+        }
     }
 
     /// A record was copied from one place to another. Its old copy is still there.

@@ -85,7 +85,7 @@ impl Plan {
         plan.check_next(&names.ids, last.as_ref().map_or(FIRST_ID, |last| last.next))?;
         if let Some(last) = last {
             plan.load_older(ids, &last).await?;
-            plan.take(last).await?;
+            plan.take(last);
         }
         plan.spares.sort_by_key(|spare| spare.segment.id);
         plan.report.took = rt::now().saturating_duration_since(started);
@@ -183,7 +183,7 @@ impl Plan {
             }
             let (loaded, seen) = load(&self.settings, segment, len, true).await?;
             self.note_seen(&loaded, seen);
-            self.take(loaded).await?;
+            self.take(loaded);
             self.ledger.space.bound_open(8);
         }
         // Their removal was not durable, and means nothing.
@@ -196,7 +196,7 @@ impl Plan {
     }
 
     /// Replays a segment's records.
-    async fn take(&mut self, loaded: Loaded) -> Result<()> {
+    fn take(&mut self, loaded: Loaded) {
         let Loaded { segment, head, end, entries, state, damaged, .. } = loaded;
         let seal = head.seal;
         let slot = self.ledger.space.add(Rc::clone(&segment), seal + BLOCK, Some(seal));
@@ -212,14 +212,14 @@ impl Plan {
             self.unhinted.push((slot, head));
         }
         self.last = Some((slot, (state == State::Unsealed).then_some(end)));
-        Ok(())
     }
 
     fn replay(&mut self, slot: usize, entries: &[HintEntry]) {
-        for entry in entries {
+        let place = |entry: &HintEntry| {
             let place = Place::new(slot, entry.offset, entry.class, entry.len);
-            self.ledger.index(Digest::from_bytes(entry.digest), place);
-        }
+            (Digest::from_bytes(entry.digest), place)
+        };
+        self.ledger.index_all(entries.iter().map(place));
     }
 
     /// Does what has to be done, and opens the partition.
