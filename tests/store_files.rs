@@ -166,7 +166,7 @@ fn assert_missing(dir: &Path) {
     let before = snapshot(dir);
     match try_open(dir) {
         Err(Error::Corrupt { path, offset: 0, .. }) => {
-            assert!(!path.exists(), "{}", path.display())
+            assert!(!path.exists(), "{}", path.display());
         }
         other => panic!("{other:?}"),
     }
