@@ -13,12 +13,17 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Of segments, hints and superblock.
 pub(crate) const FORMAT_VERSION: u16 = 1;
 
 const MAGIC: &[u8; 8] = b"ringlogL";
 const HEADER_LEN: usize = 52;
+
+/// How much of a file is given back at a time, and how long the disk is left alone after it.
+const GIVEN_BACK: u64 = 1 << 20;
+const BREATH: Duration = Duration::from_millis(2);
 
 /// How a file is read and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -321,6 +326,21 @@ impl Segment {
     /// Makes room from `from` to `to`, so that writing there cannot meet a full disk.
     pub(crate) async fn prepare(&self, from: u64, to: u64) -> io::Result<()> {
         allocate(&self.fd().await?, from, to - from).await
+    }
+
+    /// Gives back the blocks of a file that is about to be removed, a piece at a time: all at once
+    /// hold up a disk that discards them for tens of milliseconds. Does nothing if the file has
+    /// another name, in a backup.
+    pub(crate) async fn give_back(&self) -> io::Result<()> {
+        let fd = self.fd().await?;
+        let stat = rt::stat(&fd).await?;
+        let mut len = stat.len;
+        while stat.links == 1 && len > GIVEN_BACK {
+            len -= GIVEN_BACK;
+            rt::truncate(&fd, len).await?;
+            rt::timeout(BREATH).await?;
+        }
+        Ok(())
     }
 
     /// Gives back what was prepared from `len` on, where the kernel's rings can (6.9 and later).

@@ -281,6 +281,10 @@ impl Partition {
 
     /// Unlinks a segment that the log has dropped, durably.
     pub(super) async fn remove_file(&self, segment: &Segment) -> Result<()> {
+        if self.commit.full.borrow().is_none() {
+            // If it cannot be done, the unlinking does it all at once.
+            drop(segment.give_back().await);
+        }
         for path in [hint::path_of(segment), segment.path().to_owned()] {
             match rt::unlink(None, &path).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}

@@ -24,6 +24,8 @@ pub struct FileStat {
     /// The bytes that its blocks take on the disk: less than `len` with holes, more with space
     /// that was reserved.
     pub allocated: u64,
+    /// How many names it has: hard links.
+    pub links: u32,
     /// What direct I/O (`O_DIRECT`) asks for; `None` if the file cannot do it, or if the file
     /// system does not say.
     pub direct: Option<DirectAlign>,
@@ -69,7 +71,7 @@ unsafe impl Operation for Stat {
         // Zeroes: the file cannot. Without the bit they are what `out` began as.
         let direct = (memory > 0 && offset > 0).then_some(DirectAlign { memory, offset });
         let allocated = stat.stx_blocks.saturating_mul(512); // whatever the file system's blocks
-        Ok(FileStat { len: stat.stx_size, allocated, direct })
+        Ok(FileStat { len: stat.stx_size, allocated, links: stat.stx_nlink, direct })
     }
 }
 

@@ -167,6 +167,15 @@ impl Disk {
         self.change(dir, vec![(name.to_owned(), Some(ino))])
     }
 
+    /// How many names a file has.
+    pub fn links(&self, ino: Ino) -> u32 {
+        let names = self.nodes.values().filter_map(|node| match node {
+            Node::Dir(dir) => Some(dir.names.values().filter(|&&of| of == ino).count()),
+            _ => None,
+        });
+        u32::try_from(names.sum::<usize>()).unwrap()
+    }
+
     pub fn unlink(&mut self, path: &str) -> Result<(), Errno> {
         let (ino, (dir, name)) = (self.find(path)?, self.parent(path)?);
         if matches!(self.node(ino), Node::Dir(_)) {

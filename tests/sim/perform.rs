@@ -270,6 +270,7 @@ impl World {
         if let Node::File(content) = self.disk.node(open.ino) {
             (out.stx_size, out.stx_blocks) = (content.len, content.len.div_ceil(512));
         }
+        out.stx_nlink = self.disk.links(open.ino);
         if let Direct::Align { memory, offset } = self.direct {
             (out.stx_dio_mem_align, out.stx_dio_offset_align) = (memory, offset);
         }
