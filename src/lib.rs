@@ -51,8 +51,8 @@ pub use bytes::Bytes;
 pub use durability::Durability;
 pub use error::{Error, Result};
 pub use limits::{
-    MAX_KEY_LEN, MAX_PARTITIONS, MAX_SEGMENT_BYTES, MAX_VALUE_LEN, MIN_SEGMENT_BYTES, QUEUE_BYTES,
-    REQUEST_OVERHEAD, SEGMENT_BYTES,
+    CACHE_BYTES, MAX_KEY_LEN, MAX_PARTITIONS, MAX_SEGMENT_BYTES, MAX_VALUE_LEN, MIN_SEGMENT_BYTES,
+    QUEUE_BYTES, REQUEST_OVERHEAD, SEGMENT_BYTES,
 };
 pub use options::{Builder, PutOptions};
 pub use reply::Reply;

@@ -19,6 +19,9 @@ pub const QUEUE_BYTES: usize = 64 << 20;
 /// What a request counts for besides its key and value.
 pub const REQUEST_OVERHEAD: usize = 1024;
 
+/// Memory for values of hot keys, unless the builder says otherwise: 64 MiB for the whole store.
+pub const CACHE_BYTES: usize = 64 << 20;
+
 /// How large a segment of the log grows, unless the builder says otherwise: 32 MiB. Small enough
 /// that a merge is soon done and space comes back soon, large enough that making files is rare.
 pub const SEGMENT_BYTES: u64 = 32 << 20;

@@ -9,7 +9,7 @@ use crate::log::segment::sync_dir;
 use crate::log::superblock::{Superblock, random, read_start};
 use crate::log::{BLOCK_LEN, Identity};
 use crate::options::Builder;
-use crate::partition::{Partition, Plan, Settings};
+use crate::partition::{Cache, Partition, Plan, Settings};
 use crate::report::OpenReport;
 use crate::rt::{self, Handle, Owned};
 use std::any::Any;
@@ -185,12 +185,15 @@ pub(crate) async fn make_backup_dirs(dir: &Path, partitions: usize) -> Result<Ve
     Ok(folders)
 }
 
+/// A partition, and its cache for its callers.
+pub(crate) type Opened = (Owned<Partition>, Arc<Cache>);
+
 /// Opens the store in a directory that is locked, or makes it, on these threads.
 pub(crate) async fn open_dir(
     options: &Builder,
     threads: &[Handle],
     lock: Arc<dyn Any + Send + Sync>,
-) -> Result<(Superblock, Vec<Owned<Partition>>, OpenReport)> {
+) -> Result<(Superblock, Vec<Opened>, OpenReport)> {
     let dir = &options.dir;
     let found = Superblock::read(dir).await?;
     if let Some(superblock) = found
@@ -220,11 +223,13 @@ async fn open_partitions(
     superblock: Superblock,
     threads: &[Handle],
     lock: &Arc<dyn Any + Send + Sync>,
-) -> Result<(Vec<Owned<Partition>>, OpenReport)> {
+) -> Result<(Vec<Opened>, OpenReport)> {
     let Superblock { partitions, id, secret } = superblock;
     let quarantine = options.salvage.then(|| options.dir.join("quarantine"));
     let mut plans = Vec::new();
-    for partition in 0..partitions {
+    let new_cache = |_| Arc::new(Cache::new(options.cache_bytes / partitions as usize));
+    let caches: Vec<_> = (0..partitions).map(new_cache).collect();
+    for (partition, cache) in (0..partitions).zip(&caches) {
         let home = threads[partition as usize % threads.len()].clone();
         let settings = Settings {
             dir: partition_dir(&options.dir, partition),
@@ -234,6 +239,7 @@ async fn open_partitions(
             seed: random().await?,
             segment_bytes: options.segment_bytes,
             open_files: open_files(partitions as usize),
+            cache: Arc::clone(cache),
             home: home.clone(),
         };
         plans.push(home.schedule_local(move || async move {
@@ -252,8 +258,8 @@ async fn open_partitions(
         })
     });
     let opened = all(opening.collect()).await?;
-    let (partitions, reports) = opened.into_iter().unzip();
-    Ok((partitions, OpenReport { partitions: reports }))
+    let (partitions, reports): (Vec<_>, _) = opened.into_iter().unzip();
+    Ok((partitions.into_iter().zip(caches).collect(), OpenReport { partitions: reports }))
 }
 
 /// Partitions that are made at the same time, with a few files open for each.

@@ -2,7 +2,9 @@
 
 use crate::durability::Durability;
 use crate::error::{Error, Result};
-use crate::limits::{MAX_PARTITIONS, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, SEGMENT_BYTES};
+use crate::limits::{
+    CACHE_BYTES, MAX_PARTITIONS, MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES, SEGMENT_BYTES,
+};
 use crate::partition::{Condition, Expiry};
 use crate::rt::Handle;
 use crate::store::Store;
@@ -19,6 +21,7 @@ pub struct Builder {
     pub(crate) threads: Option<usize>,
     pub(crate) durability: Durability,
     pub(crate) segment_bytes: u64,
+    pub(crate) cache_bytes: usize,
     pub(crate) salvage: bool,
 }
 
@@ -30,6 +33,7 @@ impl Builder {
             threads: None,
             durability: Durability::Sync,
             segment_bytes: SEGMENT_BYTES,
+            cache_bytes: CACHE_BYTES,
             salvage: false,
         }
     }
@@ -58,6 +62,15 @@ impl Builder {
     /// It need not be the same each time. Default [`SEGMENT_BYTES`].
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = bytes;
+        self
+    }
+
+    /// How much memory values of keys that are often read may take, in bytes, for the whole store:
+    /// a bound, with all that keeping them costs. [`Store::get`] answers from it in the caller's
+    /// thread. Values beyond 32 KiB and those that expire are not kept, and keys that are read once
+    /// push nothing out. 0 keeps nothing. Default [`CACHE_BYTES`].
+    pub fn cache_bytes(mut self, bytes: usize) -> Self {
+        self.cache_bytes = bytes;
         self
     }
 

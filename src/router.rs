@@ -7,9 +7,10 @@
 
 use crate::error::{Error, Result};
 use crate::limits::{QUEUE_BYTES, REQUEST_OVERHEAD};
-use crate::partition::Partition;
 use crate::partition::digest::Digest;
+use crate::partition::{Cache, Partition};
 use crate::rt::{Handle, Owned, Unstarted};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A partition as its callers see it.
 struct Owner {
     partition: Owned<Partition>,
+    cache: Arc<Cache>,
     gate: Arc<Gate>,
 }
 
@@ -28,8 +30,8 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    pub(crate) fn new(secret: [u8; 16], partitions: Vec<Owned<Partition>>) -> Self {
-        let owner = |partition| Owner { partition, gate: Arc::default() };
+    pub(crate) fn new(secret: [u8; 16], partitions: Vec<(Owned<Partition>, Arc<Cache>)>) -> Self {
+        let owner = |(partition, cache)| Owner { partition, cache, gate: Arc::default() };
         Self { secret, owners: partitions.into_iter().map(owner).collect() }
     }
 
@@ -44,6 +46,11 @@ impl Router {
 
     pub(crate) fn digest(&self, key: &[u8]) -> Digest {
         Digest::new(&self.secret, key)
+    }
+
+    /// A value that is there without asking the owner.
+    pub(crate) fn cached(&self, digest: Digest, key: &[u8]) -> Option<Bytes> {
+        self.owners[digest.partition(self.owners.len())].cache.get(digest, key)
     }
 
     /// Runs `work` on the owner of the digest. `bytes` is what the request carries.
@@ -63,7 +70,7 @@ impl Router {
         F: Future<Output = Result<T>> + 'static,
         T: Send + 'static,
     {
-        let Owner { partition, gate } = &self.owners[index];
+        let Owner { partition, gate, .. } = &self.owners[index];
         let share = Share { gate: Arc::clone(gate), bytes: bytes + REQUEST_OVERHEAD };
         let bytes = share.bytes;
         let (task, request) = partition.prepare(move |partition| async move {

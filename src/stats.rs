@@ -22,6 +22,10 @@ pub struct PartitionStats {
     pub live_bytes: u64,
     /// Memory of the index.
     pub index_bytes: u64,
+    /// Memory of the value cache, and how many gets it has answered since opening.
+    pub cache_bytes: u64,
+    /// See `cache_bytes`.
+    pub cache_hits: u64,
     /// Segments merged away since opening, and bytes of live records that were copied for it.
     pub merges: u64,
     /// See `merges`.
@@ -43,6 +47,8 @@ impl Stats {
             log_bytes: sum.log_bytes + p.log_bytes,
             live_bytes: sum.live_bytes + p.live_bytes,
             index_bytes: sum.index_bytes + p.index_bytes,
+            cache_bytes: sum.cache_bytes + p.cache_bytes,
+            cache_hits: sum.cache_hits + p.cache_hits,
             merges: sum.merges + p.merges,
             bytes_merged: sum.bytes_merged + p.bytes_merged,
             commits: sum.commits + p.commits,

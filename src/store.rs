@@ -183,14 +183,28 @@ impl Store {
         }
     }
 
-    /// The value of a key, if it has one: one read of the disk, and checked against its checksum.
+    /// The value of a key, if it has one: from the cache, here and now, or by one read of the disk
+    /// that is checked against its checksum.
     ///
     /// # Errors
     ///
     /// [`Error::KeyTooLarge`], [`Error::Corrupt`], [`Error::Io`], [`Error::Closed`].
     pub fn get(&self, key: impl AsRef<[u8]>) -> Reply<Option<Bytes>> {
-        self.with_key(key.as_ref(), |partition, digest, key| async move {
-            Ok(partition.get(digest, &key).await?.map(|found| found.value))
+        let key = key.as_ref();
+        if key.len() > MAX_KEY_LEN {
+            return Reply::error(Error::KeyTooLarge { len: key.len() });
+        }
+        let (inner, key) = (Arc::clone(&self.inner), Bytes::copy_from_slice(key));
+        Reply::new(async move {
+            inner.check_open()?;
+            let (digest, bytes) = (inner.router.digest(&key), key.len());
+            if let Some(value) = inner.router.cached(digest, &key) {
+                return Ok(Some(value));
+            }
+            let work = move |partition: Rc<Partition>| async move {
+                Ok(partition.get(digest, &key).await?.map(|found| found.value))
+            };
+            inner.router.send(digest, bytes, work).await
         })
     }
 
@@ -273,8 +287,9 @@ impl Store {
 
     // ---- many keys --------------------------------------------------------------------------
 
-    /// The values of many keys, in their order: one request to each partition that is concerned, its
-    /// reads in flight together. Not a snapshot: writes may come between.
+    /// The values of many keys, in their order: what the cache has not takes one request to each
+    /// partition that is concerned, its reads in flight together. Not a snapshot: writes may come
+    /// between.
     ///
     /// # Errors
     ///
@@ -284,35 +299,40 @@ impl Store {
         keys: impl IntoIterator<Item = K>,
     ) -> Reply<Vec<Option<Bytes>>> {
         let inner = Arc::clone(&self.inner);
-        let router = &inner.router;
-        let mut parts = vec![(Vec::new(), Vec::new(), 0); router.partitions()];
-        let mut count = 0;
+        let mut wanted = Vec::new();
         for key in keys {
             let key = key.as_ref();
             if key.len() > MAX_KEY_LEN {
                 return Reply::error(Error::KeyTooLarge { len: key.len() });
             }
-            let digest = router.digest(key);
-            let (places, keys, bytes) = &mut parts[digest.partition(router.partitions())];
-            places.push(count);
-            keys.push((digest, Bytes::copy_from_slice(key)));
-            *bytes += key.len();
-            count += 1;
+            wanted.push(Bytes::copy_from_slice(key));
         }
         Reply::new(async move {
             inner.check_open()?;
+            let router = &inner.router;
+            let mut values = vec![None; wanted.len()];
+            let mut parts = vec![(Vec::new(), Vec::new(), 0); router.partitions()];
+            for (place, key) in wanted.into_iter().enumerate() {
+                let digest = router.digest(&key);
+                values[place] = router.cached(digest, &key);
+                if values[place].is_none() {
+                    let (places, keys, bytes) = &mut parts[digest.partition(router.partitions())];
+                    places.push(place);
+                    *bytes += key.len();
+                    keys.push((digest, key));
+                }
+            }
+            let (mut order, mut asks) = (Vec::new(), Vec::new());
             let parts =
                 parts.into_iter().enumerate().filter(|(_, (places, ..))| !places.is_empty());
-            let (mut order, mut asks) = (Vec::new(), Vec::new());
             for (index, (places, keys, bytes)) in parts {
-                let router = Arc::clone(&inner.router);
+                let router = Arc::clone(router);
                 order.push(places);
                 asks.push(Reply::new(async move {
                     let work = move |p: Rc<Partition>| async move { p.get_many(keys).await };
                     router.send_to(index, bytes, work).await
                 }));
             }
-            let mut values = vec![None; count];
             for (places, answers) in order.into_iter().zip(ask_all(asks).await?) {
                 for (place, value) in places.into_iter().zip(answers) {
                     values[place] = value;

@@ -196,7 +196,8 @@ impl Partition {
                     return Err(Error::ValueTooLarge { len: value.len() });
                 }
                 let expiry = old.and_then(|found| found.expiry);
-                let value = Bytes::from(value);
+                // Not a byte more than it is long: the cache may keep it.
+                let value = Bytes::from(value.into_boxed_slice());
                 let sum = body_sum(&key, &value);
                 let op = Op::Put { key, value: value.clone(), sum, expiry };
                 self.stage(digest, op, durability)?.0.wait(self).await?;

@@ -424,6 +424,12 @@ impl Partition {
             }
             _ => {
                 ledger.index(staged.digest, place);
+                match &staged.op {
+                    Op::Put { key, value, expiry: None, .. } => {
+                        self.cache.replace(staged.digest, key, value);
+                    }
+                    _ => self.cache.remove(staged.digest),
+                }
                 if let Op::Put { expiry: Some(expiry), .. } = staged.op {
                     ledger.space.note_expiry(place.slot(), expiry);
                 }

@@ -8,6 +8,7 @@
 //! go on.
 
 mod backup;
+mod cache;
 mod change;
 mod chunks;
 mod clock;
@@ -48,6 +49,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub(crate) use backup::BackupPart;
+pub(crate) use cache::Cache;
 pub(crate) use change::{Condition, Expiry, Put};
 pub(crate) use recover::Plan;
 pub(crate) use verify::Verified;
@@ -66,6 +68,7 @@ pub(crate) struct Settings {
     pub(crate) segment_bytes: u64,
     /// How many files of segments may be open at a time.
     pub(crate) open_files: usize,
+    pub(crate) cache: Arc<Cache>,
     /// The thread that it lives on.
     pub(crate) home: Handle,
 }
@@ -87,6 +90,7 @@ pub(crate) struct Partition {
     making: RefCell<Option<Rc<Ticket>>>,
     merging: Merging,
     clock: Clock,
+    cache: Arc<Cache>,
     /// For reads to come.
     buffers: RefCell<Vec<AlignedBuf>>,
     /// Tasks of its own that `close` waits for.
@@ -200,18 +204,21 @@ impl Partition {
     }
 
     /// One read of the disk, or none if the key is not there.
-    pub(crate) async fn get(self: &Rc<Self>, digest: Digest, key: &[u8]) -> Result<Option<Found>> {
-        match self.read(digest, key).await? {
-            Some((_, found)) if self.is_expired(found.expiry) => {
-                self.prove_expired(found.expiry).await;
-                Ok(None)
-            }
-            found => Ok(found.map(|(_, found)| found)),
+    pub(crate) async fn get(self: &Rc<Self>, digest: Digest, key: &Bytes) -> Result<Option<Found>> {
+        let Some((spot, found)) = self.read(digest, key).await? else { return Ok(None) };
+        if self.is_expired(found.expiry) {
+            self.prove_expired(found.expiry).await;
+            return Ok(None);
         }
+        // Not if it was replaced while it was read. What can expire takes a look at the clock.
+        if found.expiry.is_none() && self.spot(digest) == Some(spot) {
+            self.cache.offer(digest, key, &found.value);
+        }
+        Ok(Some(found))
     }
 
     /// No read of the disk, unless the key has an expiry.
-    pub(crate) async fn contains(self: &Rc<Self>, digest: Digest, key: &[u8]) -> Result<bool> {
+    pub(crate) async fn contains(self: &Rc<Self>, digest: Digest, key: &Bytes) -> Result<bool> {
         match self.place(digest).map(Place::class) {
             Some(Class::Put) => Ok(true),
             None | Some(Class::Tombstone) => Ok(false),
@@ -285,6 +292,7 @@ impl Partition {
         (stats.log_bytes, stats.live_bytes) = ledger.space.totals();
         stats.segments = ledger.space.iter().count() as u64;
         stats.index_bytes = ledger.keydir.memory() as u64;
+        (stats.cache_bytes, stats.cache_hits) = self.cache.stats();
         stats
     }
 }

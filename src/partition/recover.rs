@@ -275,7 +275,8 @@ impl Plan {
         mut self,
         lock: Arc<dyn Any + Send + Sync>,
     ) -> Result<(Rc<Partition>, PartitionReport)> {
-        let Settings { dir, identity, secret, seed, segment_bytes, home, .. } = self.settings;
+        let Settings { dir, identity, secret, seed, segment_bytes, cache, home, .. } =
+            self.settings;
         let mut spares = self.spares;
         let (writer, active) = match self.last {
             Some((slot, _)) => {
@@ -302,6 +303,7 @@ impl Plan {
             making: RefCell::default(),
             merging: super::Merging::default(),
             clock: Clock::new(self.clock),
+            cache,
             buffers: RefCell::default(),
             chores: Cell::new(0),
             stats: Cell::default(),
