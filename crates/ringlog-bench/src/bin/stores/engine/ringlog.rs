@@ -21,7 +21,8 @@ pub(super) struct Ringlog {
 
 impl Ringlog {
     pub(super) fn open(setup: &Setup) -> Result<Self> {
-        let store = ringlog::Store::open(&setup.dir, setup.partitions)?;
+        let builder = ringlog::Store::builder(&setup.dir).partitions(setup.partitions);
+        let store = builder.cache_bytes(usize::try_from(setup.cache)?).open()?;
         Ok(Self { store, setup: setup.clone() })
     }
 
