@@ -6,7 +6,7 @@
 //! older than an acknowledged write; it never holds more bytes than it may, its own included.
 //!
 //! Which values stay is decided by a clock (Corbato's: a hand goes round, and what was used since it
-//! last came by stays), and a doorkeeper, as in TinyLFU by Einziger, Friedman and Manes: once the
+//! last came by stays), and a doorkeeper, as in `TinyLFU` by Einziger, Friedman and Manes: once the
 //! cache is full, only a key that was asked for before comes in. So a pass over many keys that are
 //! read once takes nothing away.
 
