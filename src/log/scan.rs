@@ -10,6 +10,7 @@ use super::record::{HEADER_LEN, Kind, Mark, Record, RecordError};
 use super::segment::Segment;
 use super::{BLOCK, CHUNK};
 use crate::error::{Error, Result};
+use crate::rt;
 use bytes::Bytes;
 
 /// How a segment is read.
@@ -20,6 +21,9 @@ pub(crate) struct Strictness {
     /// Damage is skipped and noted.
     pub(crate) salvage: bool,
 }
+
+/// How many bytes are read between two turns of other tasks.
+const STRETCH: u64 = 64 << 10;
 
 /// What a scan has seen beside the records.
 #[derive(Debug, Default)]
@@ -97,18 +101,22 @@ pub(crate) struct Scan<'a> {
     start: u64,
     seen: Seen,
     ended: bool,
+    /// Where other tasks have their turn next.
+    rest_at: u64,
 }
 
 impl<'a> Scan<'a> {
     pub(crate) fn new(segment: &'a Segment, len: u64, strictness: Strictness) -> Self {
         let (window, seen) = (Bytes::new(), Seen::default());
         let (offset, start, end) = (BLOCK, BLOCK, Some(BLOCK));
-        Self { segment, len, strictness, offset, end, window, start, seen, ended: false }
+        let (ended, rest_at) = (false, BLOCK + STRETCH);
+        Self { segment, len, strictness, offset, end, window, start, seen, ended, rest_at }
     }
 
     /// One that goes on where another stood.
     pub(crate) fn from(mut self, offset: u64) -> Self {
         self.offset = offset;
+        self.rest_at = offset + STRETCH;
         self.end = None;
         self
     }
@@ -138,6 +146,11 @@ impl<'a> Scan<'a> {
     /// The next record that is neither mark nor seal; `None` at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<Shown>> {
         while !self.ended {
+            if self.offset >= self.rest_at {
+                // A chunk of small records takes milliseconds, and others wait for this thread.
+                self.rest_at = self.offset + STRETCH;
+                rt::yield_now().await;
+            }
             match self.decode_here().await? {
                 Ok(shown) if !self.follows(&shown) => {
                     self.offset = self.end();
