@@ -213,16 +213,22 @@ impl<'a> Scan<'a> {
     async fn decode_here(&mut self) -> Result<Result<Shown, RecordError>> {
         let (offset, salt) = (self.offset, self.segment.salt);
         let bytes = self.bytes(offset, HEADER_LEN + 8).await?;
-        let len = match Record::decode_header(&bytes, salt, offset) {
-            Ok(header) => header.total(),
+        let header = match Record::decode_header(&bytes, salt, offset) {
+            Ok(header) => header,
             Err(error) => return Ok(Err(error)),
         };
+        let len = header.total();
         if len as u64 > self.len - offset {
             return Ok(Err(RecordError::Short));
         }
+        if bytes.len() >= len {
+            let record = Record::decode_body(header, &bytes);
+            return Ok(record.map(|record| Shown::new(&record, &bytes, offset, len)));
+        }
+        // Read anew, and so checked anew.
         let bytes = self.bytes(offset, len).await?;
-        Ok(Record::decode(&bytes, salt, offset)
-            .map(|record| Shown::new(&record, &bytes, offset, len)))
+        let record = Record::decode(&bytes, salt, offset);
+        Ok(record.map(|record| Shown::new(&record, &bytes, offset, len)))
     }
 
     /// Between groups there may be zeroes to the end of the block. Where less is to be read there is

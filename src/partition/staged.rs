@@ -7,7 +7,7 @@ use super::Partition;
 use super::digest::Digest;
 use crate::error::Result;
 use crate::log::place::Place;
-use crate::log::record::{Kind, Record};
+use crate::log::record::{Kind, Record, record_len};
 use bytes::Bytes;
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -118,24 +118,30 @@ pub(super) struct Staged {
 
 impl Staged {
     pub(super) fn record(&self) -> Option<Record<'_>> {
-        let (sequence, plain) = (self.sequence, Record::new(Kind::Put, self.sequence, &[], &[]));
+        let sequence = self.sequence;
         match &self.op {
             Op::Put { key, value, sum, expiry } => {
-                Some(Record { key, value, sum: *sum, expiry: *expiry, ..plain })
+                let (kind, sum, expiry) = (Kind::Put, *sum, *expiry);
+                Some(Record { kind, sequence, expiry, moved: false, key, value, sum })
             }
             Op::Delete { key } => Some(Record::new(Kind::Delete, sequence, key, &[])),
             Op::Move { kind, key, value, sum, expiry, .. } => {
                 let (kind, sum, expiry) = (*kind, *sum, *expiry);
-                Some(Record { kind, key, value, sum, expiry, moved: true, ..plain })
+                Some(Record { kind, sequence, expiry, moved: true, key, value, sum })
             }
             Op::Drop { .. } | Op::Barrier | Op::Clock | Op::Seal => None,
         }
     }
 
+    /// Bytes of its record.
     pub(super) fn len(&self) -> usize {
         match &self.op {
-            Op::Drop { .. } => Record::new(Kind::Drop, 0, &[], &[0; 8]).len(),
-            _ => self.record().map_or(0, |record| record.len()),
+            Op::Put { key, value, expiry, .. } | Op::Move { key, value, expiry, .. } => {
+                record_len(key.len(), value.len(), expiry.is_some())
+            }
+            Op::Delete { key } => record_len(key.len(), 0, false),
+            Op::Drop { .. } => record_len(0, 8, false),
+            Op::Barrier | Op::Clock | Op::Seal => 0,
         }
     }
 
