@@ -277,7 +277,8 @@ impl<'a> Scan<'a> {
                 self.seen.torn_records += 1;
                 let mark = Mark::of(&record);
                 let found = record.kind == Kind::Seal && offset == at.next_multiple_of(BLOCK);
-                if found && mark.is_some_and(|mark| mark.durable == at) {
+                let end = self.end();
+                if found && mark.is_some_and(|mark| mark.durable == at && mark.after == end) {
                     // A recovery found the end here, and sealed behind what was torn.
                     (self.seen.torn_bytes, self.seen.torn_records) = (0, 0);
                     self.offset = offset;

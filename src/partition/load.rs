@@ -49,6 +49,11 @@ pub(super) enum State {
     Clean,
 }
 
+/// No partition comes to have so many segments. They are counted on from the last that there is.
+const LAST_ID: u64 = u64::MAX >> 1;
+/// No partition comes to so many writes. They are counted on too.
+const LAST_SEQUENCE: u64 = u64::MAX >> 1;
+
 /// The names in a partition's directory that mean something.
 #[derive(Default)]
 pub(super) struct Names {
@@ -69,8 +74,8 @@ pub(super) async fn list(dir: &Path) -> Result<Names> {
         let Some((id, kind)) = parsed.and_then(|(id, kind)| Some((id.parse().ok()?, kind))) else {
             continue; // not ours
         };
-        if path.with_extension("log") != Segment::path_in(dir, id) {
-            continue; // a number that is written in another way
+        if id > LAST_ID || path.with_extension("log") != Segment::path_in(dir, id) {
+            continue; // a number that no segment has, or that is written in another way
         }
         match kind {
             "log" => names.ids.push(id),
@@ -98,6 +103,7 @@ pub(super) async fn load(
     // A salvage looks for damage, which a hint does not show.
     if !salvage
         && let Some((head, entries)) = read_hint(&settings.identity, &segment).await
+        && head.sequence <= LAST_SEQUENCE
         && let Some(seal) = read_seal(&segment, head.seal, file_len).await?
     {
         let loaded = Loaded {
@@ -136,6 +142,9 @@ pub(super) async fn load(
     }
     let end = scan.end();
     let seen = scan.into_seen();
+    if seen.sequence > LAST_SEQUENCE {
+        return Err(segment.corrupt(end, "a sequence number that no store comes to"));
+    }
     head.seal = seen.seal.unwrap_or(end.next_multiple_of(BLOCK));
     (head.sequence, head.clock) = (seen.sequence, seen.clock);
     let state = match (seen.seal, shown_any) {
@@ -151,7 +160,8 @@ pub(super) async fn load(
 
 /// What the segment's seal says, if it is there.
 pub(super) async fn read_seal(segment: &Segment, seal: u64, file_len: u64) -> Result<Option<Mark>> {
-    if seal + MARK_LEN as u64 > file_len {
+    // The hint that says so may say anything.
+    if file_len.checked_sub(MARK_LEN as u64).is_none_or(|last| seal > last) {
         return Ok(None);
     }
     let bytes = segment.read(seal, MARK_LEN).await?;

@@ -30,7 +30,7 @@ use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::log::Identity;
 use crate::log::place::{Class, Place};
-use crate::log::record::Record;
+use crate::log::record::{Kind, Record};
 use crate::log::scan::Shown;
 use crate::log::segment::Segment;
 use crate::rt::{self, AlignedBuf, Handle};
@@ -146,7 +146,7 @@ impl Partition {
             match found {
                 Ok(Some(found)) => return Ok(Some((spot, found))),
                 Ok(None) => {
-                    let reason = "a record has another key than when it was indexed";
+                    let reason = "a record is another than the one that was indexed";
                     return Err(segment.corrupt(place.offset(), reason));
                 }
                 // The segment was merged meanwhile, and its file is gone.
@@ -168,14 +168,14 @@ impl Partition {
             let shown = Shown::read(segment, place.offset(), place.len()).await?;
             let record = shown.record();
             let (version, expiry) = (record.sequence, record.expiry);
-            let same = record.key == key;
+            let same = record.kind == Kind::Put && record.key == key;
             return Ok(same.then(|| Found { value: shown.share().1, version, expiry }));
         }
         // A pooled buffer and a copy of the value are quicker than an aligned buffer for each, and a
         // small value does not keep whole blocks alive.
         let buf = self.buffers.borrow_mut().pop().unwrap_or_default();
         let found = |record: &Record<'_>| {
-            (record.key == key).then(|| Found {
+            (record.kind == Kind::Put && record.key == key).then(|| Found {
                 value: Bytes::copy_from_slice(record.value),
                 version: record.sequence,
                 expiry: record.expiry,

@@ -175,12 +175,17 @@ pub struct Entry {
 impl Entry {
     /// Of a mark or seal: up to where the segment was durable before it.
     pub fn durable(&self) -> Option<usize> {
-        [MARK, SEAL].contains(&self.kind).then(|| number(&self.value[..8]))
+        self.says(0)
     }
 
     /// Of a mark or seal: where the records before it ended.
     pub fn after(&self) -> Option<usize> {
-        [MARK, SEAL].contains(&self.kind).then(|| number(&self.value[16..24]))
+        self.says(16)
+    }
+
+    fn says(&self, at: usize) -> Option<usize> {
+        let is_mark = [MARK, SEAL].contains(&self.kind) && self.value.len() == 32;
+        is_mark.then(|| number(&self.value[at..at + 8]))
     }
 
     /// The numbers that the value of a live or drop record is.
@@ -201,7 +206,7 @@ pub fn salt(log: &[u8]) -> &[u8] {
     &log[40..48]
 }
 
-fn header_crc(salt: &[u8], offset: usize, header: &[u8]) -> [u8; 4] {
+pub fn header_crc(salt: &[u8], offset: usize, header: &[u8]) -> [u8; 4] {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(salt);
     hasher.update(&(offset as u64).to_le_bytes());
