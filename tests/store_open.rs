@@ -10,14 +10,15 @@ use ringlog::{Error, MAX_PARTITIONS, Store};
 use std::collections::BTreeSet;
 use std::fs;
 use std::future::Future;
-use std::io::ErrorKind;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use store_common::{
-    SEAL, Watchdog, crash_image, disk_dir, entries, log_path, open, refused, run, run_child,
-    snapshot, told,
+    SEAL, Watchdog, child, crash_image, disk_dir, entries, log_path, memory_dir, open, refused,
+    run, run_child, snapshot, told,
 };
 
 /// Some of these tests start processes and some count descriptors, which all threads share.
@@ -100,6 +101,53 @@ fn of_many_that_open_at_the_same_time_one_has_it() {
     assert_eq!(open.len(), 1);
     for result in refused {
         assert!(matches!(result, Err(Error::Locked { .. })), "{result:?}");
+    }
+}
+
+/// Processes this time, which share no mutex: on a directory that is not there yet, and on one that
+/// is a store.
+#[test]
+fn of_many_processes_that_open_at_the_same_time_one_has_it() {
+    const TEST: &str = "of_many_processes_that_open_at_the_same_time_one_has_it";
+    let wait_for_the_parent = || std::io::stdin().read_line(&mut String::new()).unwrap();
+    if let Some(dir) = told(TEST) {
+        wait_for_the_parent();
+        let opened = Store::open(dir.join("store"), 2);
+        let said = match &opened {
+            Ok(store) => {
+                run(store.put(std::process::id().to_string(), "was here")).unwrap();
+                "opened"
+            }
+            Err(Error::Locked { .. }) => "locked",
+            Err(other) => panic!("{other:?}"),
+        };
+        std::io::stdout().lock().write_all(format!("\nsaid {said}\n").as_bytes()).unwrap();
+        wait_for_the_parent();
+        return;
+    }
+    let _one = one_at_a_time();
+    let _dog = Watchdog::new();
+    let dir = memory_dir();
+    for round in 1..=2 {
+        let piped = || child(TEST, dir.path()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut children: Vec<_> = (0..4).map(|_| piped().unwrap()).collect();
+        for child in &mut children {
+            child.stdin.as_mut().unwrap().write_all(b"begin\n").unwrap();
+        }
+        let mut said = Vec::new();
+        for child in &mut children {
+            let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
+            let mut told = lines.filter_map(|line| line.strip_prefix("said ").map(str::to_owned));
+            said.push(told.next().expect("the child ended without a word"));
+        }
+        said.sort_unstable();
+        assert_eq!(said, ["locked", "locked", "locked", "opened"], "round {round}");
+        for mut child in children {
+            drop(child.stdin.take()); // now they may end
+            assert!(child.wait_with_output().unwrap().status.success());
+        }
+        let store = open(&dir.path().join("store"), 2);
+        assert_eq!(run(store.len()).unwrap(), round, "each round one of them wrote");
     }
 }
 
