@@ -2,6 +2,7 @@
 //! `cargo run --release --example simulate -- --seeds 100000`.
 //!
 //! A seed that fails says how it is run again; `SIM_TALKS=1` then shows all that happens in it.
+//! `SIM_SEEDS=400` runs so many seeds, however long they take.
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code)]
 
@@ -10,7 +11,7 @@ mod sim;
 use sim::faults::Fault;
 use sim::life::{Seed, Summary};
 use std::num::NonZero;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long the test takes, about.
@@ -29,14 +30,22 @@ fn lives_on_a_failing_disk_lose_nothing_and_invent_nothing() {
             Err(why) => again(seed, &why),
         }
     }
-    let (start, next) = (Instant::now(), AtomicU64::new(0));
+    let seeds = std::env::var("SIM_SEEDS").map(|seeds| seeds.parse::<u64>().expect("a number"));
+    let (start, next, failed) = (Instant::now(), AtomicU64::new(0), AtomicBool::new(false));
     let work = || {
         let mut sum = Summary::default();
-        while start.elapsed() < TIME {
+        while !failed.load(Ordering::Relaxed) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seeds.as_ref().map_or(start.elapsed() >= TIME, |&seeds| seed >= seeds) {
+                break;
+            }
             match sim::run(seed) {
                 Ok(summary) => sum.add(&summary),
-                Err(why) => again(seed, &why),
+                Err(why) => {
+                    // The others need not go on.
+                    failed.store(true, Ordering::Relaxed);
+                    again(seed, &why)
+                }
             }
         }
         sum
