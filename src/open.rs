@@ -70,12 +70,12 @@ pub(crate) fn lock_dir(dir: &Path) -> Result<Lock> {
         .open(&path)
         .map_err(Error::io("open", &path))?;
     // A killed process's ring may hold its files a moment longer than it lived.
-    let mut patience = 20;
+    let mut patience = 100;
     let locked = loop {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) if patience > 0 => {
                 patience -= 1;
-                std::thread::sleep(Duration::from_millis(50));
+                std::thread::sleep(Duration::from_millis(10));
             }
             result => break result,
         }

@@ -1,5 +1,6 @@
 //! Crashes: processes that are killed while they write, disks that take no more, callers that go
-//! away. What was acknowledged is there afterwards.
+//! away. What was acknowledged is there afterwards. Where the path to the device is not what is tested,
+//! files are in memory.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -18,7 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
-use store_common::{Model, Rng, Watchdog, child, disk_dir, open, refused, run, run_child, told};
+use store_common::{
+    Model, Rng, Watchdog, child, disk_dir, memory_dir, open, refused, run, run_child, told,
+};
 use store_kit::{assert_is, files, scan_all, small, wait_until};
 
 /// These tests start processes, which have the locks of all threads until they are themselves.
@@ -230,7 +233,7 @@ fn a_process_killed_while_it_opens_leaves_a_store_that_opens() {
     let _dog = Watchdog::new();
     let mut rng = Rng(3);
     for round in 0..8 {
-        let dir = disk_dir();
+        let dir = memory_dir();
         let mut child = child(TEST, dir.path()).stdout(Stdio::piped()).spawn().unwrap();
         let mut pipe = BufReader::new(child.stdout.take().unwrap());
         let begun = 1 + rng.below(3);
@@ -449,7 +452,7 @@ fn a_store_that_cannot_be_made_leaves_nothing_that_stands_in_the_way() {
         return;
     }
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     run_child(TEST, &dir.path().join("store"));
     assert!(run(open(&dir.path().join("store"), 2).get("key")).unwrap().is_some());
 }
@@ -483,7 +486,7 @@ fn a_store_that_another_process_holds_is_free_as_soon_as_that_is_killed() {
     }
     let _one = one_at_a_time();
     let _dog = Watchdog::new();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let mut pid = 0;
     for round in 0..10 {
         let mut child = holder(TEST, dir.path());
@@ -514,7 +517,7 @@ fn a_store_that_another_process_holds_is_free_as_soon_as_that_is_killed() {
 
 #[test]
 fn a_lock_that_names_a_process_that_lives_is_not_taken_for_held() {
-    let dir = disk_dir();
+    let dir = memory_dir();
     drop(open(dir.path(), 1));
     // As a killed process may have left it, whose number somebody else has now.
     for text in ["1\n", "", "not a number", "99999999999999999999"] {
@@ -526,17 +529,15 @@ fn a_lock_that_names_a_process_that_lives_is_not_taken_for_held() {
 #[test]
 fn two_handles_of_one_process_do_not_open_one_store() {
     let _dog = Watchdog::new();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let store = open(dir.path(), 1);
     run(store.put("key", "value")).unwrap();
-    for partitions in [1, 2] {
-        match refused(dir.path(), partitions) {
-            Error::Locked { holder, .. } => assert_eq!(holder, Some(std::process::id())),
-            other => panic!("{other:?}"),
-        }
+    match refused(dir.path(), 1) {
+        Error::Locked { holder, .. } => assert_eq!(holder, Some(std::process::id())),
+        other => panic!("{other:?}"),
     }
     // By another name of the directory neither.
-    let link = disk_dir();
+    let link = memory_dir();
     std::os::unix::fs::symlink(dir.path(), link.path().join("link")).unwrap();
     assert!(matches!(refused(&link.path().join("link"), 1), Error::Locked { .. }));
     assert_eq!(run(store.get("key")).unwrap().as_deref(), Some(&b"value"[..]));
@@ -602,7 +603,7 @@ fn a_store_of_many_segments_works_with_few_descriptors_or_says_why_not() {
     }
     let _one = one_at_a_time();
     let _dog = Watchdog::new();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let store = small(dir.path(), 1).durability(Durability::Buffered).open().unwrap();
     run(try_join_all((0..KEYS).map(|n| store.put(name(n), value(n))))).unwrap();
     assert!(files(dir.path(), "log").len() > 90);
@@ -634,7 +635,7 @@ fn a_write_whose_caller_goes_away_happens_whole_or_not_at_all() {
     const KEYS: usize = 40;
     let _one = one_at_a_time();
     let _dog = Watchdog::new();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let mut rng = Rng(6);
     // What each key may have: what the last completed write left, and what came after.
     let mut possible: Vec<Vec<Option<Vec<u8>>>> = vec![vec![None]; KEYS];
@@ -701,7 +702,7 @@ fn a_close_whose_caller_goes_away_still_closes() {
     let _one = one_at_a_time();
     let _dog = Watchdog::new();
     for round in 0..20 {
-        let dir = disk_dir();
+        let dir = memory_dir();
         let store = open(dir.path(), 2);
         let clone = store.clone();
         run(store.put("key", "value")).unwrap();

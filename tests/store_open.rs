@@ -1,5 +1,5 @@
 //! Opening and closing: one owner at a time, typed refusals that change nothing, creation that may
-//! be interrupted.
+//! be interrupted. Files are in memory: how durable they are is tested elsewhere.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -17,8 +17,8 @@ use std::pin::Pin;
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use store_common::{
-    SEAL, Watchdog, child, crash_image, disk_dir, entries, log_path, memory_dir, open, refused,
-    run, run_child, snapshot, told,
+    SEAL, Watchdog, child, crash_image, entries, log_path, memory_dir, open, refused, run,
+    run_child, snapshot, told,
 };
 
 /// Some of these tests start processes and some count descriptors, which all threads share.
@@ -51,7 +51,7 @@ fn assert_filled(dir: &Path, partitions: usize) {
 #[test]
 fn a_store_is_open_once_in_a_process() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let store = open(dir.path(), 2);
     run(store.put("key", "value")).unwrap();
     let before = crash_image(dir.path(), 2);
@@ -83,7 +83,7 @@ fn a_store_is_open_in_one_process_and_the_other_learns_which() {
         return;
     }
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let store = open(dir.path(), 1);
     run_child(TEST, dir.path());
     run(store.put("key", "value")).unwrap();
@@ -92,7 +92,7 @@ fn a_store_is_open_in_one_process_and_the_other_learns_which() {
 #[test]
 fn of_many_that_open_at_the_same_time_one_has_it() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let opened: Vec<_> = std::thread::scope(|scope| {
         let opening: Vec<_> = (0..8).map(|_| scope.spawn(|| Store::open(dir.path(), 2))).collect();
         opening.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -154,7 +154,7 @@ fn of_many_processes_that_open_at_the_same_time_one_has_it() {
 #[test]
 fn it_opens_again_at_once_after_drop_and_after_close() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     for round in 0..20u32 {
         let store = open(dir.path(), 3);
         // Something is under way when the handle goes.
@@ -168,7 +168,7 @@ fn it_opens_again_at_once_after_drop_and_after_close() {
 #[test]
 fn a_closed_store_opens_again_though_clones_of_it_live() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let store = open(dir.path(), 1);
     let (clone, unsent) = (store.clone(), store.get("key"));
     run(store.close()).unwrap();
@@ -185,7 +185,7 @@ fn a_closed_store_opens_again_though_clones_of_it_live() {
 fn a_process_forked_meanwhile_does_not_keep_the_lock() {
     let _one = one_at_a_time();
     for closing in [true, false] {
-        let dir = disk_dir();
+        let dir = memory_dir();
         let store = open(dir.path(), 1);
         // SAFETY: the child calls nothing but `pause` and `_exit`.
         let child = unsafe { libc::fork() };
@@ -215,7 +215,7 @@ fn a_process_forked_meanwhile_does_not_keep_the_lock() {
 #[test]
 fn after_close_every_clone_is_closed() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let store = open(dir.path(), 2);
     run(store.put("key", "value")).unwrap();
     let clone = store.clone();
@@ -240,7 +240,7 @@ fn after_close_every_clone_is_closed() {
 fn close_finishes_what_was_sent_before_it() {
     let _one = one_at_a_time();
     let _dog = Watchdog::new();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let store = open(dir.path(), 2);
     let puts = try_join_all((0..200u32).map(|n| store.put(n.to_le_bytes(), "value")));
     let close = store.close();
@@ -254,7 +254,7 @@ fn close_finishes_what_was_sent_before_it() {
 #[test]
 fn closing_seals_each_log() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     fill(dir.path(), 3);
     for partition in 0..3 {
         let log = fs::read(log_path(dir.path(), partition)).unwrap();
@@ -269,7 +269,7 @@ fn closing_seals_each_log() {
 fn nothing_is_left_open_whether_opening_succeeds_or_not() {
     let _one = one_at_a_time();
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
-    let dir = disk_dir();
+    let dir = memory_dir();
     fill(dir.path(), 2);
     let before = descriptors();
     for _ in 0..3 {
@@ -293,7 +293,7 @@ fn nothing_is_left_open_whether_opening_succeeds_or_not() {
 #[test]
 fn another_number_of_partitions_is_refused_and_both_are_named() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     fill(dir.path(), 2);
     let before = snapshot(dir.path());
     for partitions in [1, 3, MAX_PARTITIONS] {
@@ -309,7 +309,7 @@ fn another_number_of_partitions_is_refused_and_both_are_named() {
 #[test]
 fn options_that_make_no_sense_are_refused_before_anything_is_made() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let path = dir.path().join("store");
     let open = |partitions, threads: Option<usize>| {
         let builder = Store::builder(&path).partitions(partitions);
@@ -326,7 +326,7 @@ fn options_that_make_no_sense_are_refused_before_anything_is_made() {
 #[test]
 fn a_path_that_is_a_file_is_refused_and_the_file_stays() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let file = dir.path().join("file");
     fs::write(&file, "precious").unwrap();
     for path in [file.clone(), file.join("below"), file.join("far/below")] {
@@ -376,7 +376,7 @@ fn a_directory_that_cannot_be_written_is_refused() {
         return;
     }
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     run_child(TEST, dir.path());
     assert_eq!(snapshot(dir.path()).len(), 0);
 }
@@ -397,7 +397,7 @@ fn a_store_is_made_below_directories_that_cannot_be_listed() {
         return;
     }
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
     let ended = std::panic::catch_unwind(|| run_child(TEST, dir.path()));
     // So that it can be removed.
@@ -408,7 +408,7 @@ fn a_store_is_made_below_directories_that_cannot_be_listed() {
 #[test]
 fn directories_on_the_way_are_made() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let path = dir.path().join("a/b/c");
     fill(&path, 1);
     assert_filled(&path, 1);
@@ -419,7 +419,7 @@ fn directories_on_the_way_are_made() {
 #[test]
 fn a_missing_folder_is_named_and_not_replaced() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     fill(dir.path(), 3);
     let (folder, aside) = (dir.path().join("p0001"), dir.path().join("aside"));
     fs::rename(&folder, &aside).unwrap();
@@ -439,7 +439,7 @@ fn a_missing_folder_is_named_and_not_replaced() {
 #[test]
 fn a_log_of_another_store_or_partition_is_refused() {
     let _one = one_at_a_time();
-    let (dir, other) = (disk_dir(), disk_dir());
+    let (dir, other) = (memory_dir(), memory_dir());
     fill(dir.path(), 2);
     fill(other.path(), 2);
     let log = log_path(dir.path(), 1);
@@ -460,7 +460,7 @@ fn a_log_of_another_store_or_partition_is_refused() {
 #[test]
 fn a_store_file_of_another_store_is_refused() {
     let _one = one_at_a_time();
-    let (dir, other) = (disk_dir(), disk_dir());
+    let (dir, other) = (memory_dir(), memory_dir());
     fill(dir.path(), 2);
     fill(other.path(), 2);
     let own = fs::read(dir.path().join("STORE")).unwrap();
@@ -475,7 +475,7 @@ fn a_store_file_of_another_store_is_refused() {
 #[test]
 fn a_damaged_store_file_is_refused_and_kept() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     fill(dir.path(), 1);
     let file = dir.path().join("STORE");
     let own = fs::read(&file).unwrap();
@@ -504,7 +504,7 @@ fn a_damaged_store_file_is_refused_and_kept() {
 #[test]
 fn a_format_of_the_future_is_said_to_be_one() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     fill(dir.path(), 1);
     // Each file, and what its checksum covers.
     for (file, covered) in [(dir.path().join("STORE"), 48), (log_path(dir.path(), 0), 48)] {
@@ -532,7 +532,7 @@ fn a_format_of_the_future_is_said_to_be_one() {
 #[test]
 fn a_damaged_version_in_a_log_is_refused() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     fill(dir.path(), 1);
     let log = log_path(dir.path(), 0);
     let own = fs::read(&log).unwrap();
@@ -557,7 +557,7 @@ fn a_damaged_version_in_a_log_is_refused() {
 #[test]
 fn records_without_a_store_file_are_refused_and_kept() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     fill(dir.path(), 2);
     let own = fs::read(dir.path().join("STORE")).unwrap();
     fs::remove_file(dir.path().join("STORE")).unwrap();
@@ -574,7 +574,7 @@ fn records_without_a_store_file_are_refused_and_kept() {
 /// A store whose last partition alone has records, and the bytes of its STORE file, which is lost.
 fn lost_store_file(partitions: usize) -> (tempfile::TempDir, Vec<u8>) {
     loop {
-        let dir = disk_dir();
+        let dir = memory_dir();
         let store = open(dir.path(), partitions);
         run(store.put("key", "value")).unwrap();
         let in_last = run(store.stats()).unwrap().partitions[partitions - 1].keys == 1;
@@ -621,7 +621,7 @@ fn an_interrupted_creation_is_done_again() {
     let _one = one_at_a_time();
     // What may be there: some of the logs, whole or torn, and a draft of the store file.
     for (logs, torn, draft) in [(1, 0, false), (2, 7, false), (3, 64, true), (3, 40, true)] {
-        let dir = disk_dir();
+        let dir = memory_dir();
         drop(open(dir.path(), 3));
         fs::remove_file(dir.path().join("STORE")).unwrap();
         for partition in logs..3 {
@@ -643,7 +643,7 @@ fn an_interrupted_creation_is_done_again() {
 #[test]
 fn an_interrupted_creation_may_be_done_again_with_other_partitions() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     drop(open(dir.path(), 3));
     fs::remove_file(dir.path().join("STORE")).unwrap();
     fill(dir.path(), 2);
@@ -654,7 +654,7 @@ fn an_interrupted_creation_may_be_done_again_with_other_partitions() {
 #[test]
 fn damage_under_an_open_store_is_noticed_by_the_reader() {
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let store = open(dir.path(), 1);
     run(store.put("first", "one")).unwrap();
     run(store.put("key", "some value")).unwrap();
@@ -694,7 +694,7 @@ fn a_store_whose_last_handle_goes_on_its_own_thread_is_locked_until_it_has_writt
     }
 
     let _one = one_at_a_time();
-    let dir = disk_dir();
+    let dir = memory_dir();
     let store = open(dir.path(), 2);
     let mut keys = [None, None];
     for n in 0.. {

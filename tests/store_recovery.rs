@@ -418,10 +418,11 @@ fn a_last_segment_cut_at_any_length_holds_the_operations_before_the_cut() {
     for sample in [sample(), sample_of("last", true)] {
         let last = sample.last();
         let log = &sample.files[&last];
+        let entries = sample.entries(&last);
         let lens: Vec<usize> = (0..log.len())
             .filter(|&len| {
                 let near = |entry: &Entry| len.abs_diff(entry.end) < 9;
-                len % 56 == 0 || len.abs_diff(BLOCK) < 9 || sample.entries(&last).iter().any(near)
+                len % 56 == 0 || len.abs_diff(BLOCK) < 9 || entries.iter().any(near)
             })
             .collect();
         for_each(&lens, |dir, &len| {
@@ -444,7 +445,8 @@ fn an_older_segment_cut_before_the_end_of_its_seal_is_reported() {
     let name = segment_name(0, 1);
     let log = &sample.files[&name];
     let end = sample.entries(&name).pop().unwrap().end;
-    let lens: Vec<usize> = (0..log.len()).filter(|len| len % 40 == 0 || len + 60 > end).collect();
+    let lens: Vec<usize> =
+        (0..log.len()).filter(|len| len % 40 == 0 || len.abs_diff(end) < 60).collect();
     for_each(&lens, |dir, &len| {
         let files = sample.with(&name, log[..len].to_vec());
         restore(&files, dir);

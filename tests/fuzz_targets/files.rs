@@ -240,6 +240,9 @@ pub fn read_partition(data: &[u8]) -> (Files, Choices) {
         files.insert(name.replace(".log", ".hint"), hint);
     }
     files.append(&mut logs);
+    if files.is_empty() {
+        files.insert("p0000/foreign".to_owned(), Vec::new()); // the folder is there all the same
+    }
     files.insert("STORE".to_owned(), STORE.to_vec());
     (files, choices)
 }
