@@ -383,7 +383,9 @@ fn hold(cases: u32, seed: u64) {
     let outcome = runner.run(&script(), |script| {
         let operations = script.operations.clone();
         let mut play = Play::new(script);
-        operations.iter().for_each(|operation| play.step(operation));
+        for operation in &operations {
+            play.step(operation);
+        }
         play.end();
         Ok(())
     });

@@ -18,6 +18,7 @@ pub const MOST_BLOCKS: usize = 128;
 
 /// What an input begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "the bits of a byte")]
 pub struct Choices {
     /// The sums of records are made right.
     pub sums: bool,
