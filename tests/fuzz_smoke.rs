@@ -287,22 +287,22 @@ fn target(name: &str) -> Target {
 
 #[test]
 fn records_of_arbitrary_bytes_are_refused_or_are_what_they_say() {
-    smoke(target("record"), 6_000, 1);
+    smoke(target("record"), 4_000, 1);
 }
 
 #[test]
 fn a_partition_of_arbitrary_files_opens_or_is_refused() {
-    smoke(target("partition"), 1_200, 2);
+    smoke(target("partition"), 600, 2);
 }
 
 #[test]
 fn hints_of_arbitrary_bytes_cost_a_scan_and_nothing_else() {
-    smoke(target("hint"), 500, 3);
+    smoke(target("hint"), 300, 3);
 }
 
 #[test]
 fn superblocks_of_arbitrary_bytes_are_refused() {
-    smoke(target("superblock"), 2_000, 4);
+    smoke(target("superblock"), 1_200, 4);
 }
 
 #[test]
