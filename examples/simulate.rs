@@ -1,5 +1,6 @@
 //! Runs the simulation for as many seeds as wanted: `cargo run --release --example simulate --
-//! --seeds 100000 [--from 0]`. Each seed is up to 8 lives of a store on a disk that fails.
+//! --seeds 100000 [--from 0] [--threads 2] [--all]`. Each seed is up to 8 lives of a store on a disk
+//! that fails. `--all` goes on after a failure.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, unreachable_pub, dead_code)]
 

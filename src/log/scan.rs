@@ -86,6 +86,13 @@ impl Shown {
     }
 }
 
+/// How many zeroes bytes begin with, or not many less.
+fn zeroes(bytes: &[u8]) -> u64 {
+    const SOME: [u8; 256] = [0; 256];
+    let pieces = bytes.chunks_exact(SOME.len());
+    (pieces.take_while(|piece| **piece == SOME).count() * SOME.len()) as u64
+}
+
 /// See the module.
 pub(crate) struct Scan<'a> {
     segment: &'a Segment,
@@ -266,6 +273,7 @@ impl<'a> Scan<'a> {
             }
             // No sum of a salted header is zero but by a chance of 2^-32; most of a tail is.
             if bytes[..HEADER_LEN].iter().all(|&byte| byte == 0) {
+                offset += zeroes(&bytes).saturating_sub(HEADER_LEN as u64) / 8 * 8;
                 continue;
             }
             self.seen.torn_bytes += 8;

@@ -1,7 +1,8 @@
 //! The clients of a life: tasks that write and read, some of which go away before their answer.
 
+use super::copies::Copied;
 use super::faults::Fault;
-use super::model::{Clock, Model, Shown, Write, value};
+use super::model::{Clock, Model, Shown, Write, is_value, value};
 use super::rng::Rng;
 use super::world::World;
 use ringlog::{Bytes, Durability, Error, PutOptions, Reply, Store, rt};
@@ -28,9 +29,21 @@ pub struct Scene {
     /// Damage may be answered.
     pub may_be_corrupt: bool,
     pub operations: Rc<Cell<u64>>,
+    /// The copy that is made in this life.
+    pub copied: Rc<RefCell<Option<Copied>>>,
 }
 
 pub type Checked = Result<(), String>;
+
+/// When a put is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    Always,
+    Absent,
+    Present,
+    /// The operation that the key has, and its version.
+    Version(u64, u64),
+}
 
 impl Scene {
     fn model(&self) -> std::cell::RefMut<'_, Model> {
@@ -79,7 +92,7 @@ impl Scene {
     }
 
     /// Awaits a reply, or goes away before it is there.
-    async fn answer<T>(&self, rng: &mut Rng, reply: Reply<T>) -> Option<ringlog::Result<T>> {
+    pub async fn answer<T>(&self, rng: &mut Rng, reply: Reply<T>) -> Option<ringlog::Result<T>> {
         self.operations.set(self.operations.get() + 1);
         if self.abandons == 0 || !rng.one_in(self.abandons) {
             return Some(reply.await);
@@ -101,13 +114,13 @@ impl Scene {
     fn shown(&self, key: usize, entry: &Bytes, version: u64) -> Result<Shown, String> {
         let op = entry.get(..8).and_then(|op| op.try_into().ok()).map(u64::from_le_bytes);
         let op = op.ok_or_else(|| format!("key {key} has {} bytes", entry.len()))?;
-        if value(op, entry.len()) != entry[..] {
+        if !is_value(op, entry) {
             return Err(format!("key {key} has a value that is not whole: {op}"));
         }
         let model = self.model();
-        let write = model.keys[key].writes.iter().find(|write| write.op == op);
-        if write.is_none_or(|write| write.len != Some(entry.len())) {
-            return Err(format!("key {key} has {} bytes of {op}: {write:?}", entry.len()));
+        let tried = model.keys[key].tried.get(&op);
+        if tried != Some(&entry.len()) {
+            return Err(format!("key {key} has {} bytes of {op}: {tried:?}", entry.len()));
         }
         Ok(Shown { op, version })
     }
@@ -155,26 +168,48 @@ impl Scene {
             ]),
             _ => self.durability,
         };
-        let mut options = PutOptions::new().durability(durability);
         let mut expiry = 0;
         if self.model().keys[key].expires && rng.one_in(2) {
             expiry = (self.wall() + rng.below(400)).saturating_sub(50).max(1);
+        }
+        let condition = match rng.below(8) {
+            0 => Condition::Absent,
+            1 => Condition::Present,
+            2 => {
+                let model = self.model();
+                let known = model.keys[key].writes.iter().rev().find(|w| w.version > 0);
+                known.map_or(Condition::Always, |w| Condition::Version(w.op, w.version))
+            }
+            _ => Condition::Always,
+        };
+        let len = self.len(rng);
+        self.put_so(rng, key, len, durability, expiry, condition).await
+    }
+
+    /// A put in all its ways. `expiry` is 0 for none.
+    pub async fn put_so(
+        &self,
+        rng: &mut Rng,
+        key: usize,
+        len: usize,
+        durability: Durability,
+        expiry: u64,
+        condition: Condition,
+    ) -> Checked {
+        let mut options = PutOptions::new().durability(durability);
+        if expiry > 0 {
             options = options.expires_at(SystemTime::UNIX_EPOCH + Duration::from_millis(expiry));
         }
         let mut from = None;
-        let conditional = rng.below(8);
-        if conditional == 0 {
-            options = options.if_absent();
-        } else if conditional == 1 {
-            options = options.if_present();
-        } else if conditional == 2 {
-            let known = self.model().keys[key].writes.iter().rev().find(|w| w.version > 0).cloned();
-            if let Some(write) = known {
-                options = options.if_version(write.version);
-                from = Some(write.op);
+        match condition {
+            Condition::Always => {}
+            Condition::Absent => options = options.if_absent(),
+            Condition::Present => options = options.if_present(),
+            Condition::Version(op, version) => {
+                options = options.if_version(version);
+                from = Some(op);
             }
         }
-        let len = self.len(rng);
         let (name, op) = {
             let mut model = self.model();
             let op = model.try_write(key, Some(len), durability == Durability::Sync, expiry);
@@ -188,7 +223,7 @@ impl Scene {
                 model.acknowledge(key, op, version)?;
                 from.map_or(Ok(()), |from| model.derive(key, from, op))
             }
-            Some(Ok(None)) if conditional <= 2 => {
+            Some(Ok(None)) if condition != Condition::Always => {
                 self.model().refuse(key, op);
                 Ok(())
             }
@@ -222,7 +257,7 @@ impl Scene {
         }
     }
 
-    async fn delete(&self, rng: &mut Rng, key: usize) -> Checked {
+    pub async fn delete(&self, rng: &mut Rng, key: usize) -> Checked {
         let since = self.since();
         let (name, op) = {
             let mut model = self.model();
@@ -251,7 +286,7 @@ impl Scene {
     }
 
     /// All that a scan shows was there, and what is certain it shows once.
-    async fn scan(&self) -> Checked {
+    pub async fn scan(&self) -> Checked {
         let (started, since) = (self.model().tick(), self.since());
         let mut scan = self.store.scan();
         let mut shown = Vec::new();
@@ -264,8 +299,10 @@ impl Scene {
         let clock = self.clock(since);
         let keys = self.model().keys.len();
         for key in 0..keys {
-            let name = self.model().keys[key].name.clone();
+            let model = self.model();
+            let name = &model.keys[key].name;
             let entries: Vec<_> = shown.iter().filter(|entry| entry.key == name).collect();
+            drop(model);
             let quiet = |w: &Write| w.failed || w.end < started;
             let quiet = self.model().keys[key].writes.iter().all(quiet);
             let certain = self.model().certain(key, clock);
@@ -283,7 +320,7 @@ impl Scene {
         Ok(())
     }
 
-    async fn sync(&self, rng: &mut Rng) -> Checked {
+    pub async fn sync(&self, rng: &mut Rng) -> Checked {
         let start = self.model().tick();
         match self.answer(rng, self.store.sync()).await {
             None => Ok(()),
@@ -308,7 +345,8 @@ impl Scene {
             133 => self.compact(rng).await,
             134..136 => self.scan().await,
             136 => self.verify().await,
-            137..145 => {
+            137 if rng.one_in(4) => self.back_up(rng).await,
+            138..145 => {
                 let pause = Duration::from_micros(rng.below(20_000));
                 drop(rt::timeout(pause).await);
                 Ok(())
@@ -333,13 +371,26 @@ impl Scene {
         }
     }
 
+    /// Reads all keys at once.
+    async fn read_all(&self) -> Checked {
+        let (started, since) = (self.model().tick(), self.since());
+        let names: Vec<_> = self.model().keys.iter().map(|key| key.name.clone()).collect();
+        let values = match self.store.get_many(&names).await {
+            Ok(values) => values,
+            Err(error) => return self.judge(&error),
+        };
+        self.operations.set(self.operations.get() + names.len() as u64);
+        let clock = self.clock(since);
+        for (key, value) in values.into_iter().enumerate() {
+            let shown = value.map(|value| self.shown(key, &value, 0)).transpose()?;
+            self.model().read(key, started, shown, clock)?;
+        }
+        Ok(())
+    }
+
     /// What every key shows, read again, is what the scan and the count say.
     pub async fn check_whole(&self) -> Checked {
-        let mut rng = Rng::new(0);
-        let keys = self.model().keys.len();
-        for key in 0..keys {
-            self.read(&mut rng, key).await?;
-        }
+        self.read_all().await?;
         self.scan().await?;
         let len = self.store.len().await.map_err(|error| format!("len: {error:?}"))?;
         let clock = self.clock(self.since());

@@ -5,12 +5,9 @@
 //! one that was written between, part of each, or none of these.
 
 use super::rng::Rng;
+use super::sparse::{SECTOR, SECTORS, Sector, Sparse};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-
-pub const SECTOR: usize = 512;
-pub const BLOCK: usize = 4096;
-
-pub type Sector = [u8; SECTOR];
 
 /// A sector that was written since it was last durable.
 #[derive(Clone, Debug)]
@@ -25,16 +22,18 @@ struct Unsynced {
 #[derive(Clone, Debug, Default)]
 pub struct Content {
     pub len: u64,
-    /// Zeroes follow, up to `len`.
-    live: Vec<u8>,
+    live: Sparse,
     durable_len: u64,
-    durable: Vec<u8>,
+    /// The same as `live`, but for what is unsynced or lost.
+    durable: Sparse,
     unsynced: BTreeMap<u64, Unsynced>,
     /// Lengths that the file had since its length was last durable.
     lens: Vec<(u64, u64)>,
     /// Sectors that a failed sync has dropped: the cache has them, the device does not, and nobody
     /// will write them.
     lost: BTreeSet<u64>,
+    /// What was written from where to where, and when, by the model's time.
+    pub written: Vec<(u64, u64, u64)>,
 }
 
 /// What a crash does to what was not synced.
@@ -57,62 +56,43 @@ impl Crash {
         [Self::Keeps, Self::Drops, Self::Cuts, Self::Picks, Self::Tears, Self::Garbles];
 }
 
-fn at(offset: u64) -> usize {
-    usize::try_from(offset).unwrap()
-}
-
-fn copy_out(data: &[u8], offset: u64, out: &mut [u8]) {
-    let start = at(offset).min(data.len());
-    let end = (at(offset) + out.len()).min(data.len());
-    out[..end - start].copy_from_slice(&data[start..end]);
-    out[end - start..].fill(0);
-}
-
-fn copy_in(data: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
-    let end = at(offset) + bytes.len();
-    if data.len() < end {
-        data.resize(end, 0);
-    }
-    data[at(offset)..end].copy_from_slice(bytes);
-}
-
-fn sector_of(data: &[u8], sector: u64) -> Sector {
-    let mut out = [0; SECTOR];
-    copy_out(data, sector * SECTOR as u64, &mut out);
-    out
-}
-
 fn sectors(offset: u64, len: u64) -> std::ops::Range<u64> {
     let sector = SECTOR as u64;
     offset / sector..(offset + len).div_ceil(sector)
 }
 
 impl Content {
-    /// What a read sees. A direct one does not see what only a cache has.
-    pub fn read(&self, offset: u64, out: &mut [u8], direct: bool) -> usize {
-        let n = at(self.len.saturating_sub(offset).min(out.len() as u64));
-        let out = &mut out[..n];
-        copy_out(&self.live, offset, out);
+    /// What a read sees, piece by piece; how much. A direct one does not see what only a cache has.
+    pub fn read(
+        &self,
+        offset: u64,
+        len: u64,
+        direct: bool,
+        mut piece: impl FnMut(usize, &[u8]),
+    ) -> u64 {
+        let len = self.len.saturating_sub(offset).min(len);
+        let n = usize::try_from(len).unwrap();
+        self.live.show(offset, n, &mut piece);
         if direct && !self.lost.is_empty() {
-            for sector in sectors(offset, n as u64).filter(|s| self.lost.contains(s)) {
-                let from = at((sector * SECTOR as u64).saturating_sub(offset));
+            for &sector in self.lost.range(sectors(offset, len)) {
+                let from = (sector * SECTOR as u64).saturating_sub(offset);
+                let from = usize::try_from(from).unwrap();
                 let to = (from + SECTOR).min(n); // direct reads are aligned
-                out[from..to].copy_from_slice(&sector_of(&self.durable, sector)[..to - from]);
+                piece(from, &self.durable.sector(sector)[..to - from]);
             }
         }
-        n
+        len
     }
 
     fn touch(&mut self, sector: u64, now: u64) {
-        let live = &self.live;
         self.lost.remove(&sector);
         match self.unsynced.entry(sector) {
-            std::collections::btree_map::Entry::Vacant(entry) => {
+            Entry::Vacant(entry) => {
                 entry.insert(Unsynced { at: now, before: Vec::new() });
             }
-            std::collections::btree_map::Entry::Occupied(entry) => {
+            Entry::Occupied(entry) => {
                 let unsynced = entry.into_mut();
-                unsynced.before.push((unsynced.at, sector_of(live, sector)));
+                unsynced.before.push((unsynced.at, self.live.sector(sector)));
                 unsynced.at = now;
             }
         }
@@ -122,8 +102,39 @@ impl Content {
         for sector in sectors(offset, bytes.len() as u64) {
             self.touch(sector, now);
         }
-        copy_in(&mut self.live, offset, bytes);
+        self.live.put(offset, bytes);
         self.grow(offset + bytes.len() as u64, now);
+    }
+
+    /// Writes what is durable at once, and only that.
+    pub fn write_through(&mut self, offset: u64, bytes: &[u8]) {
+        let touched = sectors(offset, bytes.len() as u64);
+        let mut there: Vec<_> = self.unsynced.range(touched.clone()).map(|(s, _)| *s).collect();
+        there.iter().for_each(|sector| drop(self.unsynced.remove(sector)));
+        there = self.lost.range(touched.clone()).copied().collect();
+        there.iter().for_each(|sector| assert!(self.lost.remove(sector)));
+        self.live.put(offset, bytes);
+        self.harden_all(touched);
+        let end = offset + bytes.len() as u64;
+        self.len = self.len.max(end);
+        self.durable_len = self.durable_len.max(end);
+        self.lens.retain(|(_, len)| *len >= end);
+    }
+
+    /// What programs see there is durable.
+    fn harden_all(&mut self, sectors: std::ops::Range<u64>) {
+        for block in sectors.start / SECTORS..sectors.end.div_ceil(SECTORS) {
+            let whole = block * SECTORS..(block + 1) * SECTORS;
+            let alone = self.unsynced.range(whole.clone()).next().is_none()
+                && self.lost.range(whole.clone()).next().is_none();
+            if alone {
+                self.durable.share(block, &self.live);
+                continue;
+            }
+            for sector in whole.start.max(sectors.start)..whole.end.min(sectors.end) {
+                self.harden(sector, &self.live.sector(sector));
+            }
+        }
     }
 
     pub fn grow(&mut self, len: u64, now: u64) {
@@ -134,26 +145,44 @@ impl Content {
     }
 
     pub fn truncate(&mut self, len: u64, now: u64) {
-        if len < self.live.len() as u64 {
-            for sector in sectors(len, self.live.len() as u64 - len) {
+        if len < self.live.len() {
+            for sector in sectors(len, self.live.len() - len) {
                 self.touch(sector, now);
             }
-            self.live.truncate(at(len));
+            self.live.cut(len);
         }
         self.len = len;
         self.lens.push((now, len));
     }
 
     fn harden(&mut self, sector: u64, content: &Sector) {
-        copy_in(&mut self.durable, sector * SECTOR as u64, content);
+        self.durable.put(sector * SECTOR as u64, content);
     }
 
     /// All that was written by then is durable. With `fails` some of it is, and the rest never.
-    pub fn sync(&mut self, by: u64, mut fails: Option<&mut Rng>) {
+    pub fn sync(&mut self, by: u64, fails: Option<&mut Rng>) {
+        if fails.is_none() && self.unsynced.values().all(|unsynced| unsynced.at <= by) {
+            for sector in std::mem::take(&mut self.unsynced).into_keys() {
+                self.harden_all(sector..sector + 1);
+            }
+            self.settle_len(by);
+        } else {
+            self.sync_some(by, fails);
+        }
+    }
+
+    fn settle_len(&mut self, by: u64) {
+        if let Some(&(_, len)) = self.lens.iter().rfind(|(at, _)| *at <= by) {
+            self.durable_len = len;
+        }
+        self.lens.retain(|(at, _)| *at > by);
+    }
+
+    fn sync_some(&mut self, by: u64, mut fails: Option<&mut Rng>) {
         let mut left = BTreeMap::new();
         for (sector, mut unsynced) in std::mem::take(&mut self.unsynced) {
             let content = if unsynced.at <= by {
-                Some(sector_of(&self.live, sector))
+                Some(self.live.sector(sector))
             } else {
                 let covered = unsynced.before.iter().filter(|(at, _)| *at <= by);
                 let content = covered.map(|(_, content)| *content).next_back();
@@ -172,33 +201,16 @@ impl Content {
         }
         self.unsynced = left;
         if fails.is_none_or(|rng| rng.one_in(2)) {
-            if let Some(&(_, len)) = self.lens.iter().rfind(|(at, _)| *at <= by) {
-                self.durable_len = len;
-            }
-            self.lens.retain(|(at, _)| *at > by);
+            self.settle_len(by);
         }
-    }
-
-    /// What was just written there is durable, and only that.
-    pub fn sync_range(&mut self, offset: u64, len: u64) {
-        for sector in sectors(offset, len) {
-            if self.unsynced.remove(&sector).is_some() {
-                let content = sector_of(&self.live, sector);
-                self.harden(sector, &content);
-            }
-        }
-        let end = offset + len;
-        self.durable_len = self.durable_len.max(end);
-        self.lens.retain(|(_, len)| *len >= end);
     }
 
     /// The cache forgets what it need not write.
     pub fn forget_clean(&mut self) {
         for sector in std::mem::take(&mut self.lost) {
-            let content = sector_of(&self.durable, sector);
-            copy_in(&mut self.live, sector * SECTOR as u64, &content);
+            self.live.put(sector * SECTOR as u64, &self.durable.sector(sector));
         }
-        self.live.truncate(at(self.len));
+        self.live.cut(self.len);
     }
 
     /// The power is cut.
@@ -209,7 +221,7 @@ impl Content {
         let cut = first + rng.below(last - first + 2);
         let mut blocks = BTreeSet::new();
         for (sector, Unsynced { at, before }) in unsynced {
-            let (was, new) = (sector_of(&self.durable, sector), sector_of(&self.live, sector));
+            let (was, new) = (self.durable.sector(sector), self.live.sector(sector));
             let whole = |rng: &mut Rng| match rng.below(4) {
                 0 | 1 => new,
                 2 if !before.is_empty() => before[rng.index(before.len())].1,
@@ -229,7 +241,7 @@ impl Content {
                     head
                 }
                 Crash::Garbles if rng.one_in(4) => {
-                    blocks.insert(sector / (BLOCK / SECTOR) as u64);
+                    blocks.insert(sector / SECTORS);
                     junk(rng, old)
                 }
                 Crash::Picks | Crash::Tears | Crash::Garbles => whole(rng),
@@ -238,10 +250,10 @@ impl Content {
         }
         // What is written together may be harmed together.
         for block in blocks {
-            for sector in 0..(BLOCK / SECTOR) as u64 {
+            for sector in 0..SECTORS {
                 if rng.one_in(4) {
                     let content = junk(rng, old);
-                    self.harden(block * (BLOCK / SECTOR) as u64 + sector, &content);
+                    self.harden(block * SECTORS + sector, &content);
                 }
             }
         }
@@ -253,32 +265,31 @@ impl Content {
         };
         self.len = if kept == 0 { self.durable_len } else { lens[kept - 1].1 };
         self.durable_len = self.len;
-        self.durable.truncate(at(self.len));
-        self.live.clone_from(&self.durable);
+        self.durable.cut(self.len);
+        self.live = self.durable.clone();
         self.lost.clear();
     }
 
     /// Changes what is durable, behind everybody's back.
-    pub fn rot(&mut self, offset: u64, mask: u8) {
-        let mut byte = [0];
-        copy_out(&self.durable, offset, &mut byte);
-        byte[0] ^= mask;
-        copy_in(&mut self.durable, offset, &byte);
-        copy_in(&mut self.live, offset, &byte);
+    pub fn replace(&mut self, offset: u64, bytes: &[u8]) {
+        self.live.put(offset, bytes);
+        self.durable.put(offset, bytes);
     }
 
-    pub fn live(&self) -> &[u8] {
-        &self.live
+    /// What programs see.
+    pub fn bytes(&self, offset: u64, len: u64) -> Vec<u8> {
+        let len = self.len.saturating_sub(offset).min(len);
+        self.live.copy(offset, usize::try_from(len).unwrap())
     }
 
     /// Some of its sectors, for others to find.
     pub fn remains(&self, rng: &mut Rng) -> Vec<Sector> {
-        let count = (self.durable.len() / SECTOR) as u64;
+        let count = self.durable.len() / SECTOR as u64;
         if count == 0 {
             return Vec::new();
         }
         let some = 1 + rng.below(4);
-        (0..some).map(|_| sector_of(&self.durable, rng.below(count))).collect()
+        (0..some).map(|_| self.durable.sector(rng.below(count))).collect()
     }
 }
 

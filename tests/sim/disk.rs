@@ -3,8 +3,9 @@
 //! It promises what POSIX does and no more. A crash keeps or drops each change of a name that was
 //! not synced, a rename as a whole.
 
-use super::content::{Content, Crash, Sector};
+use super::content::{Content, Crash};
 use super::rng::Rng;
+use super::sparse::Sector;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub type Ino = u64;
@@ -88,7 +89,7 @@ impl Disk {
     }
 
     /// The directory that a path's last part is in, and that part.
-    fn parent<'a>(&self, path: &'a str) -> Result<(Ino, &'a str), Errno> {
+    pub fn parent<'a>(&self, path: &'a str) -> Result<(Ino, &'a str), Errno> {
         let (dir, name) = path.rsplit_once('/').ok_or(libc::ENOENT)?;
         let ino = if dir.is_empty() { ROOT } else { self.find(dir)? };
         Ok((ino, name))
@@ -239,13 +240,38 @@ impl Disk {
         files
     }
 
-    /// The power is cut.
-    pub fn crash(&mut self, rng: &mut Rng) {
-        let how = |rng: &mut Rng| rng.pick(&Crash::ALL);
+    /// What a failed sync left in the cache alone is gone.
+    pub fn forget_clean(&mut self) {
+        for node in self.nodes.values_mut() {
+            if let Node::File(content) = node {
+                content.forget_clean();
+            }
+        }
+    }
+
+    /// Removes a file or a directory with all that is in it, durably.
+    pub fn remove(&mut self, path: &str) {
+        let Ok((dir, name)) = self.parent(path) else { return };
+        if let Ok(dir) = self.dir(dir) {
+            dir.names.remove(name);
+            dir.durable.remove(name);
+            dir.unsynced.retain(|(_, change)| change.iter().all(|(other, _)| other != name));
+        }
+        let there = self.reachable();
+        self.nodes.retain(|ino, _| there.contains(ino));
+    }
+
+    /// The power is cut, in one way or another.
+    pub fn crash(&mut self, how: Option<Crash>, rng: &mut Rng) {
+        let how = |rng: &mut Rng| how.unwrap_or_else(|| rng.pick(&Crash::ALL));
         let style = how(rng);
         for node in self.nodes.values_mut() {
             if let Node::Dir(dir) = node {
-                let all = rng.below(4);
+                let all = match how(rng) {
+                    Crash::Keeps => 0,
+                    Crash::Drops => 1,
+                    _ => rng.below(4),
+                };
                 for (_, change) in std::mem::take(&mut dir.unsynced) {
                     if all == 0 || (all != 1 && rng.one_in(2)) {
                         apply(&mut dir.durable, &change);

@@ -32,6 +32,8 @@ kinds! {
     Kill "process killed",
     Cancelled "operation cancelled",
     BitFlip "bit flipped",
+    SectorGone "sector zeroed or garbled",
+    FileGone "file removed",
     LostWrite "write lost",
     Misdirected "write misdirected",
 }
@@ -57,6 +59,12 @@ pub struct Faults {
 impl Faults {
     pub fn none() -> Self {
         Self { on: false, always: None, rates: [0; NAMES.len()], struck: [0; NAMES.len()] }
+    }
+
+    /// One kind, and no other.
+    pub fn only(&mut self, kind: Fault, rate: u64) {
+        self.rates = [0; NAMES.len()];
+        self.rates[kind as usize] = rate;
     }
 
     /// Those of a new life.

@@ -1,8 +1,9 @@
 //! The lives of one seed: the store is opened, checked, used, and ends in some way, again and again
 //! on the same disk. The last life is calm: nothing fails, so everything must end, and fit.
 
+use super::branches::{Branch, HUNTED, Met};
 use super::clients::{Checked, Scene};
-use super::content::Content;
+use super::copies::Copied;
 use super::disk::{Disk, Node};
 use super::driver::SimDriver;
 use super::faults::{Counts, Fault};
@@ -22,9 +23,11 @@ use std::task::Poll;
 pub const DIR: &str = "/sim/store";
 
 /// What a seed has done.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Summary {
     pub lives: u64,
+    /// Openings beside these: of backups, of what was harmed, of what was salvaged.
+    pub others: u64,
     pub operations: u64,
     pub opened: u64,
     pub refused: u64,
@@ -32,16 +35,33 @@ pub struct Summary {
     pub merges: u64,
     pub segments: u64,
     pub struck: Counts,
+    pub met: Met,
     pub trace: u64,
 }
 
 /// How a life went.
+#[derive(Debug)]
 pub enum Outcome {
     Ended(End),
     /// It was not opened.
-    Refused,
+    Refused(Error),
     /// It came to its own end.
     Over,
+}
+
+/// What a life is like.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub calm: bool,
+    /// When it ends, in steps, if not by itself; and how it ends.
+    pub end_at: Option<u64>,
+    pub end: End,
+    /// Errors may be answered.
+    pub may_fail: bool,
+    /// The disk may not do as it says.
+    pub may_be_corrupt: bool,
+    /// The store is closed, if it comes to that.
+    pub closes: bool,
 }
 
 /// See the module.
@@ -53,27 +73,31 @@ pub struct Seed {
     pub segment_bytes: u64,
     pub durability: Durability,
     bytes: u64,
-    summary: Rc<RefCell<Summary>>,
+    pub summary: Rc<RefCell<Summary>>,
     pub operations: Rc<Cell<u64>>,
-    talks: bool,
+    pub copied: Rc<RefCell<Option<Copied>>>,
+    pub talks: bool,
 }
 
 impl Seed {
     pub fn new(seed: u64, talks: bool) -> Self {
         let mut rng = Rng::new(seed);
         let mut world = World::new(rng.next());
-        world.talks = talks;
         let keys = rng.pick(&[4, 10, 30, 80]);
+        let model = Model::new(keys);
+        world.talks = talks;
+        world.moment = Rc::clone(model.moment());
         let buffered = Durability::Buffered;
         Self {
             world: Rc::new(RefCell::new(world)),
-            model: Rc::new(RefCell::new(Model::new(keys))),
+            model: Rc::new(RefCell::new(model)),
             partitions: rng.pick(&[1, 1, 2, 3]),
             segment_bytes: rng.pick(&[64 << 10, 64 << 10, 64 << 10, 256 << 10, 2 << 20]),
             durability: rng.pick(&[Durability::Sync, Durability::Sync, buffered]),
             bytes: rng.pick(&[32, 400, 3000, 12_000]),
             summary: Rc::default(),
             operations: Rc::default(),
+            copied: Rc::default(),
             talks,
             rng,
         }
@@ -89,22 +113,34 @@ impl Seed {
         self.world.borrow_mut().faults.always = Some((fault, rate));
     }
 
+    pub fn meet(&self, branch: Branch) {
+        self.world.borrow_mut().watch.meet(branch);
+    }
+
     pub fn run(mut self) -> Result<Summary, String> {
         let lives = 1 + self.rng.below(7);
         for life in 0..=lives {
-            self.live(life == lives).map_err(|why| format!("life {life} of {lives}: {why}"))?;
+            let told = |why| format!("life {life} of {lives}: {why}");
+            self.live(life == lives).map_err(told)?;
+            self.check_copy().map_err(told)?;
+            if life == lives || self.rng.one_in(3) {
+                self.harm().map_err(told)?;
+            }
         }
-        for _ in 0..3 {
-            self.rot()?;
-        }
+        Ok(self.sum())
+    }
+
+    /// What it has done so far.
+    pub fn sum(&self) -> Summary {
         let world = self.world.borrow();
         let mut summary = self.summary.borrow().clone();
         summary.operations = self.operations.get();
-        (summary.struck, summary.trace) = (world.faults.struck, world.trace);
-        Ok(summary)
+        (summary.struck, summary.met) = (world.faults.struck, world.watch.met);
+        summary.trace = world.trace;
+        summary
     }
 
-    fn live(&mut self, calm: bool) -> Result<(), String> {
+    fn live(&mut self, calm: bool) -> Checked {
         let end = if self.rng.one_in(3) { End::Kill } else { End::PowerCut };
         let end_at = match self.rng.below(6) {
             0 => None,
@@ -113,43 +149,56 @@ impl Seed {
             3 => Some(self.rng.below(3_000)),
             _ => Some(self.rng.below(20_000)),
         };
+        let end_at = end_at.filter(|_| !calm);
         let may_fail = {
             let world = &mut *self.world.borrow_mut();
-            world.begin_life(end_at.filter(|_| !calm).map(|at| (at, end)));
+            world.begin_life(end_at.map(|at| (at, end)));
+            if end_at.is_some() && self.rng.one_in(3) {
+                world.watch.hunted = Some(self.rng.pick(&HUNTED));
+            }
             world.faults.choose(&mut self.rng);
             world.faults.on = !calm;
             world.disk.capacity = u64::MAX;
-            let used = world.disk.used();
             if !calm && self.rng.one_in(12) {
-                world.disk.capacity = used + self.rng.below(600_000);
+                world.disk.capacity = world.disk.used() + self.rng.below(600_000);
             }
             !calm && (world.faults.may_fail() || world.disk.capacity < u64::MAX)
         };
+        let closes = calm || self.rng.one_in(2);
+        self.pass(Plan { calm, end_at, end, may_fail, may_be_corrupt: false, closes }, busy)
+    }
+
+    /// A life, in a world that was made ready for it.
+    pub fn pass<F>(&mut self, plan: Plan, work: impl FnOnce(Rc<Scene>, Rng) -> F) -> Checked
+    where
+        F: Future<Output = Checked>,
+    {
         if self.talks {
             let world = self.world.borrow();
             println!(
-                "-- life: calm {calm}, end {:?}, {:?}, capacity {}, direct {:?}",
-                world.end_at, world.faults, world.disk.capacity, world.direct
+                "-- life: {plan:?}, {:?}, capacity {}, direct {:?}",
+                world.faults, world.disk.capacity, world.direct
             );
         }
         let executor = Executor::with_driver(SimDriver::boxed(&self.world));
-        let life = self.work(executor.handle(), calm, may_fail);
+        let life = self.live_through(executor.handle(), plan, work);
         let outcome = executor.block_on(until_end(&self.world, life));
         if self.talks {
-            println!("-- ended: {:?}", outcome.as_ref().map(|o| matches!(o, Outcome::Refused)));
+            println!("-- ended: {outcome:?}");
         }
-        self.world.borrow_mut().end(end); // if it was not over, it is now
+        self.note_copy(plan.may_fail);
+        self.world.borrow_mut().end(plan.end); // if it was not over, it is now
         drop(executor);
         let outcome = outcome?;
         let mut summary = self.summary.borrow_mut();
         summary.lives += 1;
         summary.steps += self.world.borrow().steps;
-        summary.refused += u64::from(matches!(outcome, Outcome::Refused));
+        summary.refused += u64::from(matches!(outcome, Outcome::Refused(_)));
         if super::panics() > 0 {
             return Err("the engine panicked".to_owned());
         }
         let (ended, dropped) = (self.world.borrow().ended, self.world.borrow().dropped);
-        if may_fail {
+        if plan.may_fail {
             self.model.borrow_mut().doubt_expiries();
         }
         if dropped {
@@ -165,57 +214,78 @@ impl Seed {
         }
     }
 
+    /// What the clients of a store share, once it is open.
+    fn scene(&self, model: &Rc<RefCell<Model>>, plan: Plan) -> impl FnOnce(Store) -> Scene + use<> {
+        let (world, model) = (Rc::clone(&self.world), Rc::clone(model));
+        let (durability, bytes) = (self.durability, self.bytes);
+        let (operations, copied) = (Rc::clone(&self.operations), Rc::clone(&self.copied));
+        move |store| Scene {
+            world,
+            model,
+            store,
+            durability,
+            abandons: 0,
+            bytes,
+            may_fail: plan.may_fail,
+            may_be_corrupt: plan.may_be_corrupt,
+            operations,
+            copied,
+        }
+    }
+
+    fn builder(&self, dir: &str) -> ringlog::Builder {
+        let builder = Store::builder(dir).partitions(self.partitions).durability(self.durability);
+        builder.segment_bytes(self.segment_bytes)
+    }
+
     /// From the opening to the end.
-    fn work(
+    fn live_through<W, F>(
         &mut self,
         handle: Handle,
-        calm: bool,
-        may_fail: bool,
-    ) -> impl Future<Output = Result<Outcome, String>> + use<> {
+        plan: Plan,
+        work: W,
+    ) -> impl Future<Output = Result<Outcome, String>> + use<W, F>
+    where
+        W: FnOnce(Rc<Scene>, Rng) -> F,
+        F: Future<Output = Checked>,
+    {
         let (world, model) = (Rc::clone(&self.world), Rc::clone(&self.model));
-        let (partitions, durability, bytes) = (self.partitions, self.durability, self.bytes);
-        let (segment_bytes, summary) = (self.segment_bytes, Rc::clone(&self.summary));
-        let operations = Rc::clone(&self.operations);
+        let (partitions, summary) = (self.partitions, Rc::clone(&self.summary));
         let mut rng = self.rng.fork();
         let abandons = self.rng.pick(&[0, 3, 20, 100]);
+        let builder = self.builder(DIR);
+        let scene = self.scene(&model, plan);
         async move {
             let before = world.borrow().mutations;
             let existed = world.borrow().disk.find(&format!("{DIR}/STORE")).is_ok();
-            let builder = Store::builder(DIR).partitions(partitions).durability(durability);
             // A directory of its own, as the lock has.
             make_home(&world);
-            let store = match builder.segment_bytes(segment_bytes).open_on(&[handle]).await {
+            world.borrow_mut().watch.opening = existed;
+            let opened = builder.open_on(&[handle]).await;
+            world.borrow_mut().watch.opening = false;
+            let store = match opened {
                 Ok(store) => store,
                 Err(error) => {
                     let changed = world.borrow().mutations != before && existed;
-                    return refused(&error, may_fail, changed);
+                    return refused(error, plan.may_fail, changed);
                 }
             };
             summary.borrow_mut().opened += 1;
             let faults_on = std::mem::replace(&mut world.borrow_mut().faults.on, false);
-            let secret = secret(&world.borrow().disk);
+            let secret = secret(&world.borrow().disk, DIR);
             model.borrow_mut().begin_life(partitions, |key| partition_of(&secret, key, partitions));
-            let (world_of, may_be_corrupt) = (Rc::clone(&world), false);
-            let scene = Rc::new(Scene {
-                world: world_of,
-                model,
-                store,
-                durability,
-                abandons: if calm { 0 } else { abandons },
-                bytes,
-                may_fail,
-                may_be_corrupt,
-                operations,
-            });
+            let mut scene = scene(store);
+            scene.abandons = if plan.calm { 0 } else { abandons };
+            let scene = Rc::new(scene);
             check_opened(&scene).await?;
             if rng.one_in(4) {
                 scene.verify().await?;
             }
             world.borrow_mut().faults.on = faults_on;
-            busy(&scene, &mut rng).await?;
+            work(Rc::clone(&scene), rng.fork()).await?;
             world.borrow_mut().faults.on = false;
             scene.check_whole().await?;
-            if calm {
+            if plan.calm {
                 calm_end(&scene).await?;
             }
             if let Ok(stats) = scene.store.stats().await {
@@ -223,7 +293,7 @@ impl Seed {
                 summary.merges += stats.partitions.iter().map(|p| p.merges).sum::<u64>();
                 summary.segments += stats.partitions.iter().map(|p| p.segments).sum::<u64>();
             }
-            if calm || rng.one_in(2) {
+            if plan.closes {
                 world.borrow_mut().faults.on = faults_on && rng.one_in(2);
                 let start = scene.model.borrow_mut().tick();
                 match scene.store.clone().close().await {
@@ -234,6 +304,66 @@ impl Seed {
             Ok(Outcome::Over)
         }
     }
+
+    /// Opens a store beside the lives, on a disk without faults, and closes it after `work`.
+    pub fn beside<F>(
+        &mut self,
+        way: Way<'_>,
+        work: impl FnOnce(Rc<Scene>) -> F + 'static,
+    ) -> Result<Outcome, String>
+    where
+        F: Future<Output = Checked> + 'static,
+    {
+        let Way { dir, salvage, model, may_be_corrupt, end_at } = way;
+        let before = {
+            let world = &mut *self.world.borrow_mut();
+            world.begin_life(end_at);
+            world.faults.on = false;
+            world.disk.capacity = u64::MAX;
+            world.mutations
+        };
+        self.summary.borrow_mut().others += 1;
+        let executor = Executor::with_driver(SimDriver::boxed(&self.world));
+        let end = end_at.map_or(End::Kill, |(_, end)| end);
+        let plan = Plan { calm: true, end_at: None, end, may_fail: false, may_be_corrupt, closes: true };
+        let (scene, world) = (self.scene(&model, plan), Rc::clone(&self.world));
+        let (partitions, handle) = (self.partitions, executor.handle());
+        let (builder, home) = (self.builder(dir).salvage(salvage), dir.to_owned());
+        let life = async move {
+            let store = match builder.open_on(&[handle]).await {
+                Ok(store) => store,
+                Err(error) if world.borrow().mutations != before && !salvage => {
+                    return Err(format!("an opening that failed has changed something: {error:?}"));
+                }
+                Err(error) => return Ok(Outcome::Refused(error)),
+            };
+            let secret = secret(&world.borrow().disk, &home);
+            model.borrow_mut().begin_life(partitions, |key| partition_of(&secret, key, partitions));
+            let scene = Rc::new(scene(store));
+            work(Rc::clone(&scene)).await?;
+            let closed = scene.store.clone().close().await;
+            closed.map(|()| Outcome::Over).map_err(|error| format!("closing: {error:?}"))
+        };
+        let outcome = executor.block_on(until_end(&self.world, life));
+        self.world.borrow_mut().end(end);
+        drop(executor);
+        if super::panics() > 0 {
+            return Err("the engine panicked".to_owned());
+        }
+        match self.world.borrow().ended {
+            Some(End::Stuck) => Err("it hangs".to_owned()),
+            _ => outcome,
+        }
+    }
+}
+
+/// How a store is opened beside the lives.
+pub struct Way<'a> {
+    pub dir: &'a str,
+    pub salvage: bool,
+    pub model: Rc<RefCell<Model>>,
+    pub may_be_corrupt: bool,
+    pub end_at: Option<(u64, End)>,
 }
 
 /// The store's directory is made outside of the seam.
@@ -244,28 +374,30 @@ fn make_home(world: &Rc<RefCell<World>>) {
     }
 }
 
-fn refused(error: &Error, may_fail: bool, changed: bool) -> Result<Outcome, String> {
+fn refused(error: Error, may_fail: bool, changed: bool) -> Result<Outcome, String> {
     let read_only = matches!(error, Error::Io { action: "read" | "list", .. });
-    match error {
+    match &error {
         Error::Io { .. } | Error::Full { .. } | Error::Poisoned { .. } if !may_fail => {
             Err(format!("opening failed without a reason: {error:?}"))
         }
         Error::Io { .. } if read_only && changed => {
             Err(format!("an opening that failed has changed something: {error:?}"))
         }
-        Error::Io { .. } | Error::Full { .. } | Error::Poisoned { .. } => Ok(Outcome::Refused),
+        Error::Io { .. } | Error::Full { .. } | Error::Poisoned { .. } => {
+            Ok(Outcome::Refused(error))
+        }
         _ => Err(format!("opening failed: {error:?}")),
     }
 }
 
-fn secret(disk: &Disk) -> [u8; 16] {
-    let ino = disk.find(&format!("{DIR}/STORE")).unwrap();
+pub fn secret(disk: &Disk, dir: &str) -> [u8; 16] {
+    let ino = disk.find(&format!("{dir}/STORE")).unwrap();
     let Node::File(content) = disk.node(ino) else { panic!("STORE is no file") };
-    Content::live(content)[32..48].try_into().unwrap()
+    content.bytes(32, 16).try_into().unwrap()
 }
 
 /// As the router does.
-fn partition_of(secret: &[u8; 16], key: &[u8], partitions: usize) -> usize {
+pub fn partition_of(secret: &[u8; 16], key: &[u8], partitions: usize) -> usize {
     let mut hasher = SipHasher13::new_with_key(secret);
     hasher.write(key);
     let high = hasher.finish128().h1;
@@ -300,6 +432,7 @@ async fn check_opened(scene: &Rc<Scene>) -> Checked {
         }
         match shown {
             Some(shown) => scene.model.borrow_mut().fix(key, shown, clock, scene.may_fail)?,
+            None if scene.may_be_corrupt => {}
             None => return Err(format!("key {key} cannot be read, without a fault")),
         }
     }
@@ -308,12 +441,12 @@ async fn check_opened(scene: &Rc<Scene>) -> Checked {
 }
 
 /// Many clients at the same time.
-async fn busy(scene: &Rc<Scene>, rng: &mut Rng) -> Checked {
+pub async fn busy(scene: Rc<Scene>, mut rng: Rng) -> Checked {
     let clients = 1 + rng.below(8);
     let each = rng.pick(&[0, 5, 30, 80]);
     let tasks: Vec<_> = (0..clients)
         .map(|_| {
-            let (scene, mut rng) = (Rc::clone(scene), rng.fork());
+            let (scene, mut rng) = (Rc::clone(&scene), rng.fork());
             rt::spawn(async move {
                 for _ in 0..each {
                     scene.operate(&mut rng).await?;

@@ -6,7 +6,9 @@
 //! may be gone, but only as the end of what their partition did. The first read after the start of
 //! a life fixes what is there.
 
-use super::rng::Rng;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
 
 /// Not known to have happened.
 const OPEN: u64 = u64::MAX;
@@ -41,7 +43,9 @@ pub struct Key {
     pub expires: bool,
     pub writes: Vec<Write>,
     /// Writes that were computed from others, by these.
-    next: std::collections::BTreeMap<u64, u64>,
+    next: BTreeMap<u64, u64>,
+    /// The lengths of all values that were ever tried, and not refused.
+    pub tried: BTreeMap<u64, usize>,
 }
 
 /// The bounds of what a clock that never goes back can have said during a read.
@@ -70,7 +74,10 @@ struct Fate {
 #[derive(Clone, Debug)]
 pub struct Model {
     pub keys: Vec<Key>,
-    tick: u64,
+    /// Its time, which the world knows too.
+    moment: Rc<Cell<u64>>,
+    /// When all keys were fixed last: of what was before, only that is known.
+    fixed: u64,
     life: u64,
     /// All that a partition acknowledged before is durable.
     durable: Vec<u64>,
@@ -81,16 +88,34 @@ pub struct Model {
     kept: Vec<Fate>,
 }
 
+/// Words of a value, from the second on: of every other operation they are hard to compress.
+fn words(op: u64) -> impl Iterator<Item = u64> {
+    let (start, step) = if op.is_multiple_of(2) {
+        (op.wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ op >> 7, 0x9e37_79b9_7f4a_7c15)
+    } else {
+        (op.wrapping_mul(0x0101_0101_0101_0101), 0)
+    };
+    std::iter::successors(Some(start), move |word| Some(word.wrapping_add(step)))
+}
+
 /// The value of an operation.
 pub fn value(op: u64, len: usize) -> Vec<u8> {
-    let mut value = vec![0; len];
-    value[..8].copy_from_slice(&op.to_le_bytes());
-    if op.is_multiple_of(2) {
-        Rng::new(op).fill(&mut value[8..]);
-    } else {
-        value[8..].fill(op.to_le_bytes()[0]);
+    let mut value = Vec::with_capacity(len + 8);
+    value.extend_from_slice(&op.to_le_bytes());
+    for word in words(op).take(len.saturating_sub(8).div_ceil(8)) {
+        value.extend_from_slice(&word.to_le_bytes());
     }
+    value.truncate(len);
     value
+}
+
+/// Whether it is the value of an operation, whole.
+pub fn is_value(op: u64, value: &[u8]) -> bool {
+    let (all, rest) = value[8..].as_chunks::<8>();
+    let last = words(op).nth(all.len()).unwrap_or(0).to_le_bytes();
+    value[..8] == op.to_le_bytes()
+        && all.iter().zip(words(op)).all(|(bytes, word)| *bytes == word.to_le_bytes())
+        && last.starts_with(rest)
 }
 
 /// There was nothing, for whatever reason.
@@ -179,17 +204,24 @@ impl Model {
             partition: 0,
             expires: index % 5 == 4,
             writes: vec![none(0, 0, true)],
-            next: std::collections::BTreeMap::new(),
+            next: BTreeMap::new(),
+            tried: BTreeMap::new(),
         };
         let keys = (0..keys).map(key).collect();
         let (durable, past, poisoned) = (Vec::new(), Vec::new(), Vec::new());
-        Self { keys, tick: 1, life: 0, durable, past, poisoned, lost: Vec::new(), kept: Vec::new() }
+        let (lost, kept, moment) = (Vec::new(), Vec::new(), Rc::new(Cell::new(1)));
+        Self { keys, moment, fixed: 0, life: 0, durable, past, poisoned, lost, kept }
+    }
+
+    /// Its time.
+    pub fn moment(&self) -> &Rc<Cell<u64>> {
+        &self.moment
     }
 
     /// A new moment.
     pub fn tick(&mut self) -> u64 {
-        self.tick += 1;
-        self.tick
+        self.moment.set(self.moment.get() + 1);
+        self.moment.get()
     }
 
     /// The store is open: which partition each key is in is known now.
@@ -198,6 +230,16 @@ impl Model {
         self.durable.resize(partitions, 0);
         self.past.resize(partitions, 0);
         self.poisoned = vec![OPEN; partitions];
+        self.assign(partition_of);
+    }
+
+    /// Whether that is what a key may show now.
+    pub fn agrees(&self, key: usize, shown: Option<Shown>, clock: Clock) -> bool {
+        self.keys[key].judge(OPEN, OPEN, shown, clock).is_ok()
+    }
+
+    /// Which partition each key is in.
+    pub fn assign(&mut self, partition_of: impl Fn(&[u8]) -> usize) {
         for key in &mut self.keys {
             key.partition = partition_of(&key.name);
         }
@@ -215,6 +257,7 @@ impl Model {
         let write =
             Write { op, len, start, end, version, sync, failed: false, loose: false, expiry, life };
         self.keys[key].writes.push(write);
+        self.keys[key].tried.extend(len.map(|len| (op, len)));
         op
     }
 
@@ -226,6 +269,7 @@ impl Model {
     /// It has not happened, and never will.
     pub fn refuse(&mut self, key: usize, op: u64) {
         self.write(key, op).failed = true;
+        self.keys[key].tried.remove(&op);
     }
 
     /// It was acknowledged. `version` is 0 if it was not told.
@@ -319,6 +363,36 @@ impl Model {
         }
     }
 
+    /// What a partition acknowledged after that may be gone, and nothing proves it. Tells whether
+    /// that is known so far back.
+    pub fn loosen(&mut self, partition: usize, at: u64) -> bool {
+        for key in self.keys.iter_mut().filter(|key| key.partition == partition) {
+            for write in key.writes.iter_mut().filter(|w| w.end != OPEN && w.end > at) {
+                write.loose = true;
+            }
+        }
+        at >= self.fixed
+    }
+
+    /// What a copy shows that was made between two moments: for each key what was there then, and
+    /// nothing without what was acknowledged before it.
+    pub fn check_cut(
+        &self,
+        shown: &[(Option<Shown>, Clock)],
+        (from, to): (u64, u64),
+    ) -> Result<(), String> {
+        let started = |(key, shown): (&Key, &(Option<Shown>, Clock))| {
+            let shown = shown.0?;
+            key.writes.iter().find(|write| write.op == shown.op).map(|write| write.start)
+        };
+        let last = self.keys.iter().zip(shown).filter_map(started).max().unwrap_or(0);
+        for (key, (there, (shown, clock))) in self.keys.iter().zip(shown).enumerate() {
+            let judged = there.judge(from.max(last), to, *shown, *clock);
+            judged.map_err(|why| self.explain(key, *shown, *clock, &why))?;
+        }
+        Ok(())
+    }
+
     /// A partition that could not write may have said that something had expired, and not kept it.
     pub fn doubt_expiries(&mut self) {
         for write in self.keys.iter_mut().flat_map(|key| &mut key.writes) {
@@ -360,12 +434,13 @@ impl Model {
         (fixed.end, fixed.loose, fixed.sync) = (fixed.end.min(now), false, true);
         fixed.start = fixed.start.min(fixed.end);
         let there = &mut self.keys[key];
-        (there.writes, there.next) = (vec![fixed], std::collections::BTreeMap::new());
+        (there.writes, there.next) = (vec![fixed], BTreeMap::new());
         Ok(())
     }
 
     /// All keys are fixed. What a partition lost came after all that it kept.
     pub fn all_fixed(&mut self) -> Result<(), String> {
+        self.fixed = self.tick();
         let (lost, kept) = (std::mem::take(&mut self.lost), std::mem::take(&mut self.kept));
         for lost in &lost {
             let beside = |kept: &&Fate| {
@@ -397,6 +472,6 @@ impl Model {
         let last = &all[all.len().saturating_sub(12)..];
         let writes: Vec<_> = last.iter().map(|write| format!("\n    {write:?}")).collect();
         let writes = writes.concat();
-        format!("key {key} shows {shown:?} at {} ({clock:?}): {why}; tried:{writes}", self.tick)
+        format!("key {key} shows {shown:?} at {} ({clock:?}): {why}; tried:{writes}", self.moment.get())
     }
 }

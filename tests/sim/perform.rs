@@ -1,11 +1,18 @@
 //! What each request does to the simulated disk, and how it fails.
 
+use super::branches::Deed;
 use super::disk::{Errno, Ino, Node};
 use super::faults::Fault;
 use super::world::{Direct, Job, Open, World};
+use super::wounds::Wound;
 use ringlog::rt::driver::Request;
 use std::ffi::{CStr, OsString};
-use std::os::fd::RawFd;
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+
+thread_local! {
+    static NOTHING: File = File::open("/dev/null").unwrap();
+}
 
 fn path_of(path: *const libc::c_char) -> &'static str {
     // SAFETY: the executor keeps the path until the completion; the use ends before that.
@@ -126,7 +133,10 @@ impl World {
             }
             Request::Rename { from, to, .. } => {
                 self.change_name()?;
-                self.disk.rename(path_of(from), path_of(to)).map(|()| 0)
+                let torn = self.disk.find(path_of(to)).is_ok();
+                self.disk.rename(path_of(from), path_of(to))?;
+                self.see_in(path_of(to), "log", Deed::Name { torn });
+                Ok(0)
             }
             Request::Link { from, to, .. } => {
                 self.change_name()?;
@@ -134,7 +144,9 @@ impl World {
             }
             Request::Unlink { path, .. } => {
                 self.change_name()?;
-                self.disk.unlink(path_of(path)).map(|()| 0)
+                self.disk.unlink(path_of(path))?;
+                self.see_in(path_of(path), "log", Deed::Remove);
+                Ok(0)
             }
             Request::MakeDir { path, .. } => {
                 self.change_name()?;
@@ -172,13 +184,11 @@ impl World {
     fn read(&mut self, fd: RawFd, buf: *mut u8, len: u64, offset: u64) -> Result<i32, Errno> {
         let open = self.file(fd, false)?;
         let direct = self.check_direct(open, buf.addr(), len, offset)?;
-        let room = usize::try_from(len).unwrap();
-        // SAFETY: the executor keeps the memory until the completion.
-        unsafe { buf.write_bytes(0, room) };
-        // SAFETY: as above, and it was initialised just now.
-        let out = unsafe { std::slice::from_raw_parts_mut(buf, room) };
         if let Node::Random = self.disk.node(open.ino) {
-            self.rng.fill(out);
+            let mut random = vec![0; usize::try_from(len).unwrap()];
+            self.rng.fill(&mut random);
+            // SAFETY: the executor keeps the memory until the completion, and it has that room.
+            unsafe { buf.copy_from_nonoverlapping(random.as_ptr(), random.len()) };
             return Ok(count(len));
         }
         self.fail_at_random(Fault::ReadError)?;
@@ -189,8 +199,22 @@ impl World {
         if direct {
             len = len.next_multiple_of(512);
         }
-        let out = &mut out[..usize::try_from(len).unwrap()];
-        Ok(count(self.disk.file(open.ino)?.read(offset, out, direct) as u64))
+        let read = self.disk.file(open.ino)?.read(offset, len, direct, |at, piece| {
+            // SAFETY: a piece lies within the room that was asked to be filled.
+            let to = unsafe { buf.add(at) };
+            // SAFETY: as above; the executor keeps the memory until the completion.
+            unsafe { to.copy_from_nonoverlapping(piece.as_ptr(), piece.len()) };
+        });
+        Ok(count(read))
+    }
+
+    /// Something is done to a path that ends so.
+    fn see_in(&mut self, path: &str, kind: &str, deed: Deed) {
+        if path.rsplit_once('.').is_some_and(|(_, ending)| ending == kind)
+            && let Ok((dir, _)) = self.disk.parent(path)
+        {
+            self.see(dir, deed);
+        }
     }
 
     fn write(&mut self, fd: RawFd, bytes: &[u8], offset: u64, flags: i32) -> Result<i32, Errno> {
@@ -200,16 +224,18 @@ impl World {
         if self.strikes(Fault::Interrupted) {
             return Err(libc::EINTR);
         }
-        let mut ino = open.ino;
-        let mut offset = offset;
         let failed = self.fail_at_random(Fault::WriteError);
         if self.strikes(Fault::LostWrite) {
-            return Ok(count(bytes.len() as u64));
+            return self.lose(open.ino, offset, bytes);
         }
         if self.strikes(Fault::Misdirected) {
             let files = self.disk.files();
-            ino = files[self.rng.index(files.len())].1;
-            offset = self.rng.below(offset / 4096 + 2) * 4096;
+            let other = files[self.rng.index(files.len())].1;
+            let elsewhere = self.rng.below(offset / 4096 + 2) * 4096;
+            self.lose(open.ino, offset, bytes)?;
+            self.wounds.extend(Wound::over(self.disk.file(other)?, other, elsewhere, bytes));
+            self.disk.file(other)?.write_through(elsewhere, bytes);
+            return Ok(count(bytes.len() as u64));
         }
         let mut len = bytes.len() as u64;
         if failed.is_err() {
@@ -220,14 +246,30 @@ impl World {
                 len = len.next_multiple_of(512);
             }
         }
-        let now = self.tick();
-        let content = self.disk.file(ino)?;
-        content.write(offset, &bytes[..usize::try_from(len).unwrap()], now);
-        failed?;
-        if flags & libc::RWF_DSYNC != 0 && !self.lies {
-            content.sync_range(offset, len);
+        let (now, moment) = (self.tick(), self.moment.get());
+        let there = &bytes[..usize::try_from(len).unwrap()];
+        self.wounds.retain_mut(|wound| !wound.heal(open.ino, offset, len));
+        let content = self.disk.file(open.ino)?;
+        content.written.push((offset, offset + len, moment));
+        if failed.is_ok() && flags & libc::RWF_DSYNC != 0 && !self.lies {
+            content.write_through(offset, there);
+        } else {
+            content.write(offset, there, now);
         }
+        if let Some(dir) = open.segment_in {
+            self.see(dir, Deed::Write);
+        }
+        failed?;
         Ok(count(len))
+    }
+
+    /// The disk says that it has written that.
+    fn lose(&mut self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<i32, Errno> {
+        let (now, moment) = (self.tick(), self.moment.get());
+        let content = self.disk.file(ino)?;
+        content.grow(offset + bytes.len() as u64, now);
+        self.wounds.extend(Wound::lost(content, ino, offset, bytes, moment));
+        Ok(count(bytes.len() as u64))
     }
 
     fn sync(&mut self, fd: RawFd, by: u64) -> Result<i32, Errno> {
@@ -239,6 +281,9 @@ impl World {
             self.disk.sync(open.ino, by, Some(&mut rng))?;
         } else if !self.lies {
             self.disk.sync(open.ino, by, None)?;
+            if let Node::Dir(_) = self.disk.node(open.ino) {
+                self.see(open.ino, Deed::Sync);
+            }
         }
         failed.map(|()| 0)
     }
@@ -254,11 +299,20 @@ impl World {
         let before = self.disk.now;
         let ino = self.disk.open(path, flags)?;
         self.mutations += u64::from(self.disk.now != before);
+        let draft = path.strip_suffix(".new").filter(|_| self.disk.now != before);
+        if let Some(draft) = draft {
+            let torn = self.disk.find(&format!("{draft}.log")).is_ok();
+            self.see_in(path, "new", Deed::Draft { torn });
+        }
+        let is_segment = path.rsplit_once('.').is_some_and(|(_, ending)| ending == "log");
+        let segment_in = is_segment.then(|| self.disk.parent(path).map(|(dir, _)| dir).unwrap());
         // A real descriptor, which its owner closes.
-        // SAFETY: the path is a literal that ends with a zero.
-        let fd = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+        let fd = NOTHING.with(|nothing| {
+            // SAFETY: it copies a descriptor.
+            unsafe { libc::fcntl(nothing.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) }
+        });
         assert!(fd >= 0, "this process is out of descriptors");
-        self.files.insert(fd, Open { ino, flags });
+        self.files.insert(fd, Open { ino, flags, segment_in });
         Ok(fd)
     }
 

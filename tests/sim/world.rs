@@ -3,12 +3,17 @@
 //! Time is virtual, and passes when nothing else can happen. Every request takes a time of its
 //! own, so they complete in any order; what it does, it does when it completes.
 
+use super::branches::{Deed, Watch};
+use super::content::Crash;
 use super::disk::{Disk, Ino};
 use super::faults::{Fault, Faults};
 use super::rng::Rng;
+use super::wounds::Wound;
 use ringlog::rt::driver::Request;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
+use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
 
@@ -17,6 +22,8 @@ use std::time::Instant;
 pub struct Open {
     pub ino: Ino,
     pub flags: i32,
+    /// The directory of a segment that was there when it was opened.
+    pub segment_in: Option<Ino>,
 }
 
 /// A request in flight.
@@ -57,6 +64,8 @@ pub struct World {
     pub disk: Disk,
     pub faults: Faults,
     pub direct: Direct,
+    /// What a power cut does, if not anything.
+    pub crash: Option<Crash>,
     /// fdatasync lies: for the canary.
     pub lies: bool,
     /// A sync has failed in this life, and what it covered may be gone.
@@ -73,6 +82,11 @@ pub struct World {
     pub wall: i64,
     pub wall_most: i64,
     pub wall_sets: u64,
+    /// The model's time.
+    pub moment: Rc<Cell<u64>>,
+    /// What the disk did not do as it said.
+    pub wounds: Vec<Wound>,
+    pub watch: Watch,
     pub steps: u64,
     /// When this life ends, in steps, and how.
     pub end_at: Option<(u64, End)>,
@@ -103,6 +117,7 @@ impl World {
             disk: Disk::new(),
             faults: Faults::none(),
             direct,
+            crash: None,
             lies: false,
             dropped: false,
             mutations: 0,
@@ -114,6 +129,9 @@ impl World {
             wall: 1_000_000_000,
             wall_most: 1_000_000_000,
             wall_sets: 0,
+            moment: Rc::default(),
+            wounds: Vec::new(),
+            watch: Watch::new(),
             steps: 0,
             end_at: None,
             ended: None,
@@ -167,6 +185,16 @@ impl World {
         self.waker = None;
         self.steps = 0;
         self.end_at = end_at;
+        self.watch.begin_life();
+    }
+
+    /// Something is done in a directory. If that is hunted, the life ends soon.
+    pub fn see(&mut self, dir: Ino, deed: Deed) {
+        if self.watch.see(dir, deed)
+            && let Some((at, end)) = self.end_at
+        {
+            self.end_at = Some((at.min(self.steps + self.rng.below(4)), end));
+        }
     }
 
     pub fn push(&mut self, token: u64, request: Request) {
@@ -239,7 +267,8 @@ impl World {
             End::PowerCut => {
                 self.faults.note(Fault::PowerCut);
                 let mut rng = self.rng.fork();
-                self.disk.crash(&mut rng);
+                self.disk.crash(self.crash, &mut rng);
+                self.watch.cut();
             }
             End::Kill => self.faults.note(Fault::Kill),
             End::Stuck => {}

@@ -1,0 +1,141 @@
+//! The branches that one wants to know were met: what an opening does to go on, and crashes just
+//! there. They are seen from outside, by what is asked of the disk.
+
+use super::disk::Ino;
+use std::collections::BTreeMap;
+
+macro_rules! branches {
+    ($($branch:ident $name:literal),+ $(,)?) => {
+        /// A branch.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Branch { $($branch),+ }
+
+        pub const BRANCHES: &[&str] = &[$($name),+];
+    };
+}
+
+branches! {
+    OpeningCut "power cut while opening",
+    NextDraft "opening drafts the segment to go on with",
+    NextDraftCut "  power cut meanwhile",
+    NextNamed "  names it",
+    NextNamedCut "  power cut before the directory's sync",
+    AnewDraft "opening drafts the torn next one anew",
+    AnewDraftCut "  power cut meanwhile",
+    AnewNamed "  puts it in the torn one's place",
+    AnewNamedCut "  power cut before the directory's sync",
+    Sealed "opening seals where the log was found to end",
+    SealedCut "  power cut before the directory's sync",
+    SpareNamed "spare named",
+    SpareNamedCut "  power cut before the directory's sync",
+    Removed "segment removed",
+    RemovedCut "  power cut before the directory's sync",
+    Backup "backup made",
+    BackupCut "backup cut short, without a store",
+    BackupLate "backup that nobody waited for, whole",
+    Harmless "harm without effect",
+    Hidden "harm that nothing can prove: the end of a log is gone",
+    Beyond "  it reaches into an earlier life: values are judged alone",
+    Refused "harm refused",
+    Unread "harm found by a read",
+    Missing "file missing, refused by name",
+    MissingNext "  the one that a seal names, or a first one",
+    Unneeded "file missing that nobody needs",
+    Unnamed "file missing that a seal could not name: the disk was full",
+    Salvaged "salvage that reported damage",
+    Gone "  and something was gone",
+    SalvageSound "salvage without damage",
+    SalvageRefused "salvage refused",
+    SalvageCut "salvage cut short, and done again",
+}
+
+pub type Met = [u64; BRANCHES.len()];
+
+/// Those in which a crash is worth looking for.
+pub const HUNTED: [Branch; 6] = [
+    Branch::NextDraft,
+    Branch::NextNamed,
+    Branch::AnewDraft,
+    Branch::AnewNamed,
+    Branch::Sealed,
+    Branch::Removed,
+];
+
+/// What is asked of the disk, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// A `.new` is made; whether its segment is there.
+    Draft { torn: bool },
+    /// A `.new` gets its name; whether that was another's.
+    Name { torn: bool },
+    /// Records are written to a segment that was there.
+    Write,
+    Remove,
+    Sync,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// A store that was there is being opened.
+    pub opening: bool,
+    /// What each directory's partition is about, until it is synced.
+    within: BTreeMap<Ino, Branch>,
+    pub hunted: Option<Branch>,
+    pub met: Met,
+}
+
+impl Watch {
+    pub fn new() -> Self {
+        let met = [0; BRANCHES.len()];
+        Self { opening: false, within: BTreeMap::new(), hunted: None, met }
+    }
+
+    pub fn begin_life(&mut self) {
+        (self.opening, self.hunted) = (false, None);
+        self.within.clear();
+    }
+
+    pub fn meet(&mut self, branch: Branch) {
+        self.met[branch as usize] += 1;
+    }
+
+    /// A deed in a directory. Tells whether that is what is hunted.
+    pub fn see(&mut self, dir: Ino, deed: Deed) -> bool {
+        let branch = match (deed, self.opening) {
+            (Deed::Draft { torn: true }, true) => Branch::AnewDraft,
+            (Deed::Draft { torn: false }, true) => Branch::NextDraft,
+            (Deed::Name { torn: true }, true) => Branch::AnewNamed,
+            (Deed::Name { torn: false }, true) => Branch::NextNamed,
+            (Deed::Write, true) => Branch::Sealed,
+            (Deed::Name { .. }, false) => Branch::SpareNamed,
+            (Deed::Remove, _) => Branch::Removed,
+            (Deed::Sync, _) => {
+                self.within.remove(&dir);
+                return false;
+            }
+            (Deed::Draft { .. } | Deed::Write, false) => return false,
+        };
+        self.meet(branch);
+        self.within.insert(dir, branch);
+        self.hunted == Some(branch)
+    }
+
+    /// The power is cut.
+    pub fn cut(&mut self) {
+        if self.opening {
+            self.meet(Branch::OpeningCut);
+        }
+        for branch in std::mem::take(&mut self.within).into_values() {
+            self.meet(match branch {
+                Branch::NextDraft => Branch::NextDraftCut,
+                Branch::NextNamed => Branch::NextNamedCut,
+                Branch::AnewDraft => Branch::AnewDraftCut,
+                Branch::AnewNamed => Branch::AnewNamedCut,
+                Branch::Sealed => Branch::SealedCut,
+                Branch::SpareNamed => Branch::SpareNamedCut,
+                _ => Branch::RemovedCut,
+            });
+        }
+    }
+}

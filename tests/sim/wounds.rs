@@ -1,0 +1,155 @@
+//! Where a disk does not hold what was written to it, and what its logs can prove of that: a second
+//! reading of the format, by the tables of DESIGN.md, that shares no code with the first.
+//!
+//! Bytes that are lost can be missed only if something that is still there speaks of them: a mark or
+//! a seal further on in the file, or the first group of a later segment. If nothing does, the log
+//! looks as if it ended before them, in principle: what was acknowledged from then on may be gone,
+//! and no more than that.
+
+use super::content::Content;
+use super::disk::{Disk, Ino, Node};
+use std::collections::BTreeMap;
+
+const BLOCK: usize = 4096;
+
+/// Bytes of a file that are not what was written there.
+#[derive(Clone, Debug)]
+pub struct Wound {
+    pub ino: Ino,
+    pub from: u64,
+    pub to: u64,
+    /// What was acknowledged after that, in the model's time, may have been there.
+    pub at: u64,
+}
+
+/// Where two ranges of bytes begin to differ.
+fn difference(content: &Content, offset: u64, bytes: &[u8]) -> Option<u64> {
+    let mut there = content.bytes(offset, bytes.len() as u64);
+    there.resize(bytes.len(), 0);
+    there.iter().zip(bytes).position(|(a, b)| a != b).map(|at| offset + at as u64)
+}
+
+impl Wound {
+    /// Of a write that is not done.
+    pub fn lost(content: &Content, ino: Ino, offset: u64, bytes: &[u8], at: u64) -> Option<Self> {
+        let from = difference(content, offset, bytes)?;
+        Some(Self { ino, from, to: offset + bytes.len() as u64, at })
+    }
+
+    /// Of bytes that come over what is there.
+    pub fn over(content: &Content, ino: Ino, offset: u64, bytes: &[u8]) -> Option<Self> {
+        let from = difference(content, offset, bytes)?;
+        // Since when has it been there?
+        let since = content.written.iter().filter(|(start, end, _)| (start..end).contains(&&from));
+        let at = since.map(|(_, _, at)| *at).min().unwrap_or(u64::MAX);
+        Some(Self { ino, from, to: offset + bytes.len() as u64, at })
+    }
+
+    /// A write that is done. Tells whether nothing of the wound is left.
+    pub fn heal(&mut self, ino: Ino, offset: u64, len: u64) -> bool {
+        let end = offset + len;
+        if self.ino == ino && (offset..end).contains(&self.from) {
+            self.from = end;
+        }
+        self.from >= self.to
+    }
+}
+
+/// What a segment says of itself and others.
+#[derive(Clone, Debug, Default)]
+pub struct Log {
+    /// The highest watermark in it.
+    pub durable: u64,
+    /// What its seal says goes on.
+    pub next: Option<u64>,
+    /// What its first group says was there.
+    pub lists: Vec<u64>,
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+/// The kind and the value of a record without a key that lies there whole.
+fn record(log: &[u8], at: usize) -> Option<(u8, &[u8])> {
+    let (head, salt) = (log.get(at..at + 24)?, log.get(40..48)?);
+    // Neither key nor flags, and a kind of those that have none.
+    if head[20..22] != [0, 0] || head[23] != 0 || !(3..=6).contains(&head[22]) {
+        return None;
+    }
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(salt);
+    sum.update(&(at as u64).to_le_bytes());
+    sum.update(&head[4..]);
+    let len = usize::try_from(number(head, 16) & 0xffff_ffff).unwrap();
+    let value = log.get(at + 24..at + 24 + len)?;
+    let word = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap());
+    let whole = sum.finalize() == word(0) && crc32fast::hash(value) == word(4);
+    whole.then_some((head[22], value))
+}
+
+impl Log {
+    fn read(log: &[u8]) -> Self {
+        let mut read = Self::default();
+        for at in (BLOCK..log.len()).step_by(8) {
+            if let Some((kind @ (3 | 6), value)) = record(log, at)
+                && value.len() == 32
+            {
+                read.durable = read.durable.max(number(value, 0));
+                if kind == 6 {
+                    read.next = Some(number(value, 24));
+                }
+            }
+        }
+        if let (Some((3, _)), Some((4, ids))) = (record(log, BLOCK), record(log, BLOCK + 56)) {
+            read.lists = ids.chunks(8).map(|id| number(id, 0)).collect();
+        }
+        read
+    }
+}
+
+/// The segments of a store: by partition and id, with their files.
+pub struct Logs(BTreeMap<(usize, u64), (Ino, Log)>);
+
+impl Logs {
+    pub fn read(disk: &Disk, store: &str) -> Self {
+        let mut logs = BTreeMap::new();
+        for (path, ino) in disk.files() {
+            let parsed = path.strip_prefix(store).and_then(|rest| {
+                let (partition, name) = rest.strip_prefix("/p")?.split_once('/')?;
+                let id = name.strip_suffix(".log")?;
+                Some((partition.parse().ok()?, id.parse().ok()?))
+            });
+            if let (Some(place), Node::File(content)) = (parsed, disk.node(ino)) {
+                logs.insert(place, (ino, Log::read(&content.bytes(0, content.len))));
+            }
+        }
+        Self(logs)
+    }
+
+    /// Whose log a wound is in, and whether anything proves that bytes are missing there.
+    pub fn judge(&self, wound: &Wound) -> Option<(usize, bool)> {
+        let (&(partition, id), (_, log)) =
+            self.0.iter().find(|(_, (ino, _))| *ino == wound.ino)?;
+        let later = self.0.range((partition, id + 1)..(partition + 1, 0));
+        let listed = later.map(|(_, (_, log))| log).any(|later| later.lists.contains(&id));
+        Some((partition, wound.from < BLOCK as u64 || log.durable > wound.from || listed))
+    }
+
+    /// What the last seal before a segment names, if it is one: a first one names itself.
+    fn named_before(&self, ino: Ino) -> Option<(u64, Option<u64>)> {
+        let (&(partition, id), _) = self.0.iter().find(|(_, (other, _))| *other == ino)?;
+        let before = self.0.range((partition, 0)..(partition, id)).next_back();
+        Some((id, before.map_or(Some(1), |(_, (_, log))| log.next)))
+    }
+
+    /// Whether a segment is the one that the last seal before it names, or a first one.
+    pub fn is_named(&self, ino: Ino) -> bool {
+        self.named_before(ino).is_some_and(|(id, named)| named == Some(id))
+    }
+
+    /// Whether the last seal before a segment names nothing.
+    pub fn is_unnamed(&self, ino: Ino) -> bool {
+        self.named_before(ino).is_some_and(|(_, named)| named == Some(0))
+    }
+}
