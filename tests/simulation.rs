@@ -6,9 +6,9 @@
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code)]
 
-mod sim;
 #[path = "sim/lists.rs"]
 mod lists;
+mod sim;
 
 use sim::branches::{BRANCHES, Branch};
 use sim::faults::Fault;

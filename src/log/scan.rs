@@ -120,11 +120,11 @@ impl<'a> Scan<'a> {
         Self { segment, len, strictness, offset, end, window, start, seen, ended, rest_at }
     }
 
-    /// One that goes on where another stood.
+    /// One that goes on where another stood, behind a record.
     pub(crate) fn from(mut self, offset: u64) -> Self {
         self.offset = offset;
         self.rest_at = offset + STRETCH;
-        self.end = None;
+        self.end = Some(offset);
         self
     }
 

@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// A group ends when it has so many bytes of records; in small segments sooner.
 const MAX_GROUP: u64 = 1 << 20;
+/// How often whoever holds groups back looks if the one under way is done.
+const WATCH: Duration = Duration::from_micros(100);
 /// How long a partition has been idle when it marks its tail.
 const IDLE: Duration = Duration::from_millis(10);
 
@@ -366,7 +368,11 @@ impl Partition {
             places.extend(group.iter().map(|staged| self.encode(writer, staged)));
             let written = writer.finish(sync).await?;
             commit.groups.set(commit.groups.get() + 1);
-            self.ledger.borrow_mut().space.set_len(commit.active.get(), writer.tail());
+            self.ledger.borrow_mut().space.set_len(
+                commit.active.get(),
+                writer.tail(),
+                writer.end(),
+            );
             self.count(|stats| {
                 stats.commits += 1;
                 stats.bytes_written += written as u64;
@@ -378,7 +384,11 @@ impl Partition {
             writer.sync().await?;
             // The tail can be marked now.
             commit.groups.set(commit.groups.get() + 1);
-            self.ledger.borrow_mut().space.set_len(commit.active.get(), writer.tail());
+            self.ledger.borrow_mut().space.set_len(
+                commit.active.get(),
+                writer.tail(),
+                writer.end(),
+            );
         }
         for (staged, place) in group.iter().zip(places) {
             self.publish(staged, place);
@@ -501,7 +511,8 @@ impl Partition {
         self.commit.holds.set(self.commit.holds.get() + 1);
         let hold = Hold(Rc::clone(self));
         while self.commit.running.get() && !self.commit.is_poisoned() {
-            rt::yield_now().await;
+            // A group is under way, and a disk may take its time.
+            drop(rt::timeout(WATCH).await);
         }
         hold
     }

@@ -233,7 +233,7 @@ impl Partition {
         let slot = commit.active();
         let (extant, last_expiry) = {
             let space = &mut self.ledger.borrow_mut().space;
-            space.set_len(slot, writer.tail());
+            space.set_len(slot, writer.tail(), writer.end());
             space.get_mut(slot).seal = Some(seal);
             (space.listed(writer.segment().id), space.get(slot).last_expiry)
         };

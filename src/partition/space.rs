@@ -16,6 +16,8 @@ pub(crate) struct Extant {
     pub(crate) segment: Rc<Segment>,
     /// Bytes that it holds, its header and padding included.
     pub(crate) len: u64,
+    /// Where its records end; behind that there may be padding. Of one that is not sealed.
+    pub(crate) end: u64,
     /// Bytes and number of the records that the keydir points to.
     pub(crate) live_bytes: u64,
     pub(crate) live_records: u64,
@@ -82,6 +84,7 @@ impl Space {
         self.slots[slot] = Some(Extant {
             segment,
             len,
+            end: BLOCK,
             live_bytes,
             live_records,
             expiring_bytes: 0,
@@ -163,8 +166,10 @@ impl Space {
         self.by_id.values().map(|&slot| (slot, self.get(slot)))
     }
 
-    pub(crate) fn set_len(&mut self, slot: usize, len: u64) {
+    /// It was written to: how many bytes it holds now, and where its records end.
+    pub(crate) fn set_len(&mut self, slot: usize, len: u64, end: u64) {
         let extant = self.get_mut(slot);
+        extant.end = end;
         let before = std::mem::replace(&mut extant.len, len);
         self.len = self.len - before + len;
     }

@@ -39,11 +39,11 @@ impl Partition {
     }
 
     async fn verify_segment(&self, slot: usize, verified: &mut Verified) -> Result<()> {
-        let (segment, len, seal) = {
+        let (segment, len, last, seal) = {
             let space = &mut self.ledger.borrow_mut().space;
             let segment = space.for_reading(slot);
             let extant = space.get(slot);
-            (segment, extant.scan_len().min(extant.len), extant.seal)
+            (segment, extant.scan_len().min(extant.len), extant.end, extant.seal)
         };
         let strictness = Strictness { sealed: seal.is_some(), salvage: true };
         let mut scan = Scan::new(&segment, len, strictness);
@@ -64,13 +64,14 @@ impl Partition {
                 agrees &= hinted.next() == Some(entry);
             }
         }
-        let end = scan.offset();
+        let whole = scan.offset() == len && scan.end() >= last;
+        let end = scan.offset().min(scan.end());
         let seen = scan.into_seen();
         verified.bytes += len;
         let problems = &mut verified.problems;
         let sound = seen.damage.is_empty();
         problems.extend(seen.damage);
-        if seal.is_none() && end < len {
+        if seal.is_none() && !whole {
             problems.push(segment.corrupt(end, "what was written there does not validate"));
         }
         // What the keydir points to in a sealed segment only becomes less, so what was counted

@@ -67,8 +67,9 @@ impl Drop for Pins {
 pub(crate) struct Walk {
     pins: Pins,
     prefix: Bytes,
-    /// The segments as the walk began: their slots and lengths, by id.
-    segments: BTreeMap<u64, (usize, u64)>,
+    /// The segments as the walk began: their slots, their lengths, and where their records end, by
+    /// id.
+    segments: BTreeMap<u64, (usize, u64, u64)>,
     /// The segment that is being read, and where in it.
     at: Cell<(u64, u64)>,
     /// Shown where they were, since merges had moved them to where the walk does not come by: of
@@ -97,9 +98,9 @@ impl Partition {
         let segments: BTreeMap<_, _> = {
             let space = &self.ledger.borrow().space;
             let there = space.iter().filter(|(_, e)| !e.dropped);
-            there.map(|(slot, e)| (e.segment.id, (slot, e.scan_len().min(e.len)))).collect()
+            there.map(|(slot, e)| (e.segment.id, (slot, e.scan_len().min(e.len), e.end))).collect()
         };
-        let pins = Pins::new(self, segments.values().map(|&(slot, _)| slot).collect());
+        let pins = Pins::new(self, segments.values().map(|&(slot, ..)| slot).collect());
         Walk {
             pins,
             prefix,
@@ -116,7 +117,7 @@ impl Walk {
         let partition = &self.pins.partition;
         let mut entries = Vec::new();
         let mut bytes = 0;
-        while let Some((&id, &(slot, len))) = self.segments.range(self.at.get().0..).next() {
+        while let Some((&id, &(slot, len, last))) = self.segments.range(self.at.get().0..).next() {
             let offset = if self.at.get().0 == id { self.at.get().1 } else { crate::log::BLOCK };
             let segment = partition.ledger.borrow_mut().space.for_reading(slot);
             let strictness = Strictness { sealed: false, salvage: false };
@@ -134,9 +135,10 @@ impl Walk {
                     return Ok(entries);
                 }
             }
-            // All of it was written: it does not end before.
-            let end = scan.offset();
-            if end < len && scan.into_seen().seal.is_none() {
+            // All of it was written: it does not end before, and zeroes are not padding there.
+            let end = scan.offset().min(scan.end());
+            let whole = scan.offset() == len && scan.end() >= last;
+            if !whole && scan.into_seen().seal.is_none() {
                 return Err(segment.corrupt(end, "what was written there does not validate"));
             }
             self.at.set((id + 1, crate::log::BLOCK));
@@ -173,6 +175,6 @@ impl Walk {
 
     fn comes_by(&self, place: Place) -> bool {
         let id = self.pins.partition.ledger.borrow().space.get(place.slot()).segment.id;
-        self.segments.get(&id).is_some_and(|&(_, len)| place.offset() < len)
+        self.segments.get(&id).is_some_and(|&(_, len, _)| place.offset() < len)
     }
 }

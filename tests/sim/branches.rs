@@ -26,6 +26,8 @@ branches! {
     AnewNamedCut "  power cut before the directory's sync",
     Sealed "opening seals where the log was found to end",
     SealedCut "  power cut before the directory's sync",
+    FirstGroup "first group of a segment",
+    FirstGroupCut "  power cut soon after",
     SpareNamed "spare named",
     SpareNamedCut "  power cut before the directory's sync",
     Removed "segment removed",
@@ -51,25 +53,29 @@ branches! {
 
 pub type Met = [u64; BRANCHES.len()];
 
-/// Those in which a crash is worth looking for.
-pub const HUNTED: [Branch; 6] = [
-    Branch::NextDraft,
-    Branch::NextNamed,
-    Branch::AnewDraft,
-    Branch::AnewNamed,
-    Branch::Sealed,
-    Branch::Removed,
+/// Where a crash is worth looking for.
+pub const HUNTS: [&[Branch]; 4] = [
+    &[Branch::NextNamed, Branch::AnewNamed],
+    &[Branch::NextDraft, Branch::NextNamed, Branch::AnewDraft, Branch::AnewNamed, Branch::Sealed],
+    &[Branch::FirstGroup],
+    &[Branch::SpareNamed, Branch::Removed],
 ];
 
 /// What is asked of the disk, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deed {
     /// A `.new` is made; whether its segment is there.
-    Draft { torn: bool },
+    Draft {
+        torn: bool,
+    },
     /// A `.new` gets its name; whether that was another's.
-    Name { torn: bool },
-    /// Records are written to a segment that was there.
-    Write,
+    Name {
+        torn: bool,
+    },
+    /// Records are written to a segment: to one that was there, or its first ones.
+    Write {
+        first: bool,
+    },
     Remove,
     Sync,
 }
@@ -81,18 +87,18 @@ pub struct Watch {
     pub opening: bool,
     /// What each directory's partition is about, until it is synced.
     within: BTreeMap<Ino, Branch>,
-    pub hunted: Option<Branch>,
+    pub hunted: &'static [Branch],
     pub met: Met,
 }
 
 impl Watch {
     pub fn new() -> Self {
         let met = [0; BRANCHES.len()];
-        Self { opening: false, within: BTreeMap::new(), hunted: None, met }
+        Self { opening: false, within: BTreeMap::new(), hunted: &[], met }
     }
 
     pub fn begin_life(&mut self) {
-        (self.opening, self.hunted) = (false, None);
+        (self.opening, self.hunted) = (false, &[]);
         self.within.clear();
     }
 
@@ -107,18 +113,19 @@ impl Watch {
             (Deed::Draft { torn: false }, true) => Branch::NextDraft,
             (Deed::Name { torn: true }, true) => Branch::AnewNamed,
             (Deed::Name { torn: false }, true) => Branch::NextNamed,
-            (Deed::Write, true) => Branch::Sealed,
+            (Deed::Write { .. }, true) => Branch::Sealed,
+            (Deed::Write { first: true }, false) => Branch::FirstGroup,
             (Deed::Name { .. }, false) => Branch::SpareNamed,
             (Deed::Remove, _) => Branch::Removed,
-            (Deed::Sync, _) => {
+            (Deed::Sync, _) | (Deed::Write { first: false }, false) => {
                 self.within.remove(&dir);
                 return false;
             }
-            (Deed::Draft { .. } | Deed::Write, false) => return false,
+            (Deed::Draft { .. }, false) => return false,
         };
         self.meet(branch);
         self.within.insert(dir, branch);
-        self.hunted == Some(branch)
+        self.hunted.contains(&branch)
     }
 
     /// The power is cut.
@@ -133,6 +140,7 @@ impl Watch {
                 Branch::AnewDraft => Branch::AnewDraftCut,
                 Branch::AnewNamed => Branch::AnewNamedCut,
                 Branch::Sealed => Branch::SealedCut,
+                Branch::FirstGroup => Branch::FirstGroupCut,
                 Branch::SpareNamed => Branch::SpareNamedCut,
                 _ => Branch::RemovedCut,
             });

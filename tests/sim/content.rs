@@ -109,10 +109,14 @@ impl Content {
     /// Writes what is durable at once, and only that.
     pub fn write_through(&mut self, offset: u64, bytes: &[u8]) {
         let touched = sectors(offset, bytes.len() as u64);
-        let mut there: Vec<_> = self.unsynced.range(touched.clone()).map(|(s, _)| *s).collect();
-        there.iter().for_each(|sector| drop(self.unsynced.remove(sector)));
-        there = self.lost.range(touched.clone()).copied().collect();
-        there.iter().for_each(|sector| assert!(self.lost.remove(sector)));
+        let there: Vec<_> = self.unsynced.range(touched.clone()).map(|(s, _)| *s).collect();
+        for sector in there {
+            self.unsynced.remove(&sector);
+        }
+        let there: Vec<_> = self.lost.range(touched.clone()).copied().collect();
+        for sector in there {
+            self.lost.remove(&sector);
+        }
         self.live.put(offset, bytes);
         self.harden_all(touched);
         let end = offset + bytes.len() as u64;

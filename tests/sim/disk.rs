@@ -257,8 +257,6 @@ impl Disk {
             dir.durable.remove(name);
             dir.unsynced.retain(|(_, change)| change.iter().all(|(other, _)| other != name));
         }
-        let there = self.reachable();
-        self.nodes.retain(|ino, _| there.contains(ino));
     }
 
     /// The power is cut, in one way or another.

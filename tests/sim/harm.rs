@@ -22,7 +22,7 @@ use std::rc::Rc;
 /// What was done to a disk.
 #[derive(Default)]
 struct Harm {
-    what: String,
+    what: Vec<String>,
     /// A file that is gone, and whether something says that it was there.
     removed: Option<(String, bool)>,
     /// Where the logs cannot be missed, values are judged by themselves.
@@ -56,7 +56,7 @@ impl Seed {
         }
         self.model.replace(model);
         self.copied.take();
-        outcome.map_err(|why| format!("{}: {why}", harm.what))
+        outcome.map_err(|why| format!("{}: {why}", harm.what.join(", ")))
     }
 
     fn harmed(&mut self, harm: &mut Harm) -> Checked {
@@ -76,7 +76,7 @@ impl Seed {
         }
         self.allow(harm);
         if self.talks {
-            println!("-- harm: {}, wounds {:?}", harm.what, self.world.borrow().wounds);
+            println!("-- harm: {:?}, wounds {:?}", harm.what, self.world.borrow().wounds);
         }
         let refused = self.open_harmed(harm)?;
         if refused || self.rng.one_in(3) { self.salvage(harm) } else { Ok(()) }
@@ -87,6 +87,9 @@ impl Seed {
         let world = &mut *self.world.borrow_mut();
         let mut files = world.disk.files();
         files.retain(|(_, ino)| matches!(world.disk.node(*ino), Node::File(c) if c.len > 0));
+        if !self.rng.one_in(8) {
+            files.retain(|(path, _)| !path.ends_with("STORE"));
+        }
         for _ in 0..self.rng.pick(&[1, 1, 1, 3]) {
             let (path, ino) = &files[self.rng.index(files.len())];
             let content = world.disk.file(*ino).unwrap();
@@ -113,7 +116,7 @@ impl Seed {
             world.wounds.extend(Wound::over(content, *ino, offset, &bytes));
             content.replace(offset, &bytes);
             world.faults.note(kind);
-            harm.what += &format!("{kind:?} in {path} at {offset}, ");
+            harm.what.push(format!("{kind:?} in {path} at {offset}"));
         }
     }
 
@@ -131,7 +134,7 @@ impl Seed {
         harm.beyond = logs.is_unnamed(ino);
         world.disk.remove(&path);
         world.faults.note(Fault::FileGone);
-        harm.what = format!("{path} removed");
+        harm.what.push(format!("{path} removed"));
         harm.removed = Some((path, named));
     }
 
@@ -145,9 +148,10 @@ impl Seed {
             world.begin_life(end_at.map(|at| (at, end)));
             world.faults.only(kind, 1 << (2 + self.rng.below(7)));
             world.faults.on = true;
+            world.brief = self.rng.one_in(2);
             world.disk.capacity = u64::MAX;
         }
-        harm.what = format!("{kind:?}");
+        harm.what.push(format!("{kind:?}"));
         let closes = self.rng.one_in(2);
         let (calm, may_fail, may_be_corrupt) = (false, false, true);
         self.pass(Plan { calm, end_at, end, may_fail, may_be_corrupt, closes }, busy)
@@ -161,9 +165,8 @@ impl Seed {
         harm.trifle = harm.removed.is_none();
         let files = world.disk.files();
         for wound in &world.wounds {
-            let is_cache = |ino: Ino| {
-                files.iter().any(|(path, other)| *other == ino && is_kind(path, "hint"))
-            };
+            let is_cache =
+                |ino: Ino| files.iter().any(|(path, other)| *other == ino && is_kind(path, "hint"));
             harm.trifle &= is_cache(wound.ino);
             if let Some((partition, false)) = logs.judge(wound)
                 && wound.at != u64::MAX

@@ -1,7 +1,7 @@
 //! The lives of one seed: the store is opened, checked, used, and ends in some way, again and again
 //! on the same disk. The last life is calm: nothing fails, so everything must end, and fit.
 
-use super::branches::{Branch, HUNTED, Met};
+use super::branches::{Branch, HUNTS, Met};
 use super::clients::{Checked, Scene};
 use super::copies::Copied;
 use super::disk::{Disk, Node};
@@ -51,6 +51,7 @@ pub enum Outcome {
 
 /// What a life is like.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools)]
 pub struct Plan {
     pub calm: bool,
     /// When it ends, in steps, if not by itself; and how it ends.
@@ -76,6 +77,8 @@ pub struct Seed {
     pub summary: Rc<RefCell<Summary>>,
     pub operations: Rc<Cell<u64>>,
     pub copied: Rc<RefCell<Option<Copied>>>,
+    /// First groups that a power cut was near to.
+    torn: u64,
     pub talks: bool,
 }
 
@@ -98,6 +101,7 @@ impl Seed {
             summary: Rc::default(),
             operations: Rc::default(),
             copied: Rc::default(),
+            torn: 0,
             talks,
             rng,
         }
@@ -123,7 +127,7 @@ impl Seed {
             let told = |why| format!("life {life} of {lives}: {why}");
             self.live(life == lives).map_err(told)?;
             self.check_copy().map_err(told)?;
-            if life == lives || self.rng.one_in(3) {
+            if life == lives || self.rng.one_in(4) {
                 self.harm().map_err(told)?;
             }
         }
@@ -153,8 +157,12 @@ impl Seed {
         let may_fail = {
             let world = &mut *self.world.borrow_mut();
             world.begin_life(end_at.map(|at| (at, end)));
-            if end_at.is_some() && self.rng.one_in(3) {
-                world.watch.hunted = Some(self.rng.pick(&HUNTED));
+            // A torn first group is made anew by the next opening, which is worth a crash.
+            let torn = world.watch.met[Branch::FirstGroupCut as usize];
+            if torn > std::mem::replace(&mut self.torn, torn) && self.rng.one_in(2) {
+                world.watch.hunted = HUNTS[0];
+            } else if self.rng.one_in(3) {
+                world.watch.hunted = self.rng.pick(&HUNTS);
             }
             world.faults.choose(&mut self.rng);
             world.faults.on = !calm;
@@ -325,7 +333,8 @@ impl Seed {
         self.summary.borrow_mut().others += 1;
         let executor = Executor::with_driver(SimDriver::boxed(&self.world));
         let end = end_at.map_or(End::Kill, |(_, end)| end);
-        let plan = Plan { calm: true, end_at: None, end, may_fail: false, may_be_corrupt, closes: true };
+        let plan =
+            Plan { calm: true, end_at: None, end, may_fail: false, may_be_corrupt, closes: true };
         let (scene, world) = (self.scene(&model, plan), Rc::clone(&self.world));
         let (partitions, handle) = (self.partitions, executor.handle());
         let (builder, home) = (self.builder(dir).salvage(salvage), dir.to_owned());

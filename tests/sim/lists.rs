@@ -64,13 +64,15 @@ fn lists() -> impl Strategy<Value = List> {
         (0..600u64).prop_map(Ending::Killed),
         (0..600u64, 0..Crash::ALL.len())
             .prop_map(|(at, how)| Ending::PowerCut(at, Crash::ALL[how])),
-        (0..60u64, 0..Crash::ALL.len())
-            .prop_map(|(at, how)| Ending::PowerCut(at, Crash::ALL[how])),
+        (0..60u64, 0..Crash::ALL.len()).prop_map(|(at, how)| Ending::PowerCut(at, Crash::ALL[how])),
     ];
     let life = (prop::collection::vec((steps(), any::<bool>()), 0..25), endings);
     let lives = prop::collection::vec(life, 1..6);
-    (0..1_000_000u64, 1..=2usize, lives)
-        .prop_map(|(chance, partitions, lives)| List { chance, partitions, lives })
+    (0..1_000_000u64, 1..=2usize, lives).prop_map(|(chance, partitions, lives)| List {
+        chance,
+        partitions,
+        lives,
+    })
 }
 
 async fn step(scene: &Scene, step: Step) -> Checked {

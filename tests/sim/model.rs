@@ -472,6 +472,9 @@ impl Model {
         let last = &all[all.len().saturating_sub(12)..];
         let writes: Vec<_> = last.iter().map(|write| format!("\n    {write:?}")).collect();
         let writes = writes.concat();
-        format!("key {key} shows {shown:?} at {} ({clock:?}): {why}; tried:{writes}", self.moment.get())
+        format!(
+            "key {key} shows {shown:?} at {} ({clock:?}): {why}; tried:{writes}",
+            self.moment.get()
+        )
     }
 }

@@ -35,8 +35,12 @@ impl World {
     /// What becomes of a request whose completion nobody will see.
     pub fn perform_blindly(&mut self, job: &Job) {
         match job.request {
-            Request::Write { .. }
-            | Request::Allocate { .. }
+            // It was not done, so it is not durable: a crash may tear it.
+            Request::Write { fd, buf, len, offset, .. } => {
+                let request = Request::Write { fd, buf, len, offset, flags: 0 };
+                self.perform(&Job { request, ..*job });
+            }
+            Request::Allocate { .. }
             | Request::Truncate { .. }
             | Request::Rename { .. }
             | Request::Link { .. }
@@ -256,8 +260,10 @@ impl World {
         } else {
             content.write(offset, there, now);
         }
-        if let Some(dir) = open.segment_in {
-            self.see(dir, Deed::Write);
+        if let Some(dir) = open.segment_in
+            && offset > 4096
+        {
+            self.see(dir, Deed::Write { first: false });
         }
         failed?;
         Ok(count(len))
@@ -269,6 +275,9 @@ impl World {
         let content = self.disk.file(ino)?;
         content.grow(offset + bytes.len() as u64, now);
         self.wounds.extend(Wound::lost(content, ino, offset, bytes, moment));
+        if self.brief {
+            self.end_within(30);
+        }
         Ok(count(bytes.len() as u64))
     }
 
@@ -304,7 +313,8 @@ impl World {
             let torn = self.disk.find(&format!("{draft}.log")).is_ok();
             self.see_in(path, "new", Deed::Draft { torn });
         }
-        let is_segment = path.rsplit_once('.').is_some_and(|(_, ending)| ending == "log");
+        let is_segment =
+            path.rsplit_once('.').is_some_and(|(_, ending)| ["log", "new"].contains(&ending));
         let segment_in = is_segment.then(|| self.disk.parent(path).map(|(dir, _)| dir).unwrap());
         // A real descriptor, which its owner closes.
         let fd = NOTHING.with(|nothing| {

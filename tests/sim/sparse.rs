@@ -103,7 +103,7 @@ impl Sparse {
         let whole = at(len).div_ceil(BLOCK);
         self.blocks.truncate(whole);
         if self.blocks.len() == whole
-            && at(len) % BLOCK != 0
+            && !at(len).is_multiple_of(BLOCK)
             && let Some(Some(last)) = self.blocks.last_mut()
         {
             Rc::make_mut(last)[at(len) % BLOCK..].fill(0);

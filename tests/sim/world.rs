@@ -22,7 +22,7 @@ use std::time::Instant;
 pub struct Open {
     pub ino: Ino,
     pub flags: i32,
-    /// The directory of a segment that was there when it was opened.
+    /// The directory of a segment.
     pub segment_in: Option<Ino>,
 }
 
@@ -59,6 +59,7 @@ pub enum Direct {
 }
 
 /// See the module.
+#[allow(clippy::struct_excessive_bools)]
 pub struct World {
     pub rng: Rng,
     pub disk: Disk,
@@ -66,6 +67,8 @@ pub struct World {
     pub direct: Direct,
     /// What a power cut does, if not anything.
     pub crash: Option<Crash>,
+    /// A life ends soon after a write was lost.
+    pub brief: bool,
     /// fdatasync lies: for the canary.
     pub lies: bool,
     /// A sync has failed in this life, and what it covered may be gone.
@@ -118,6 +121,7 @@ impl World {
             faults: Faults::none(),
             direct,
             crash: None,
+            brief: false,
             lies: false,
             dropped: false,
             mutations: 0,
@@ -182,6 +186,7 @@ impl World {
         self.in_flight.clear();
         self.ended = None;
         self.dropped = false;
+        self.brief = false;
         self.waker = None;
         self.steps = 0;
         self.end_at = end_at;
@@ -190,16 +195,25 @@ impl World {
 
     /// Something is done in a directory. If that is hunted, the life ends soon.
     pub fn see(&mut self, dir: Ino, deed: Deed) {
-        if self.watch.see(dir, deed)
-            && let Some((at, end)) = self.end_at
-        {
-            self.end_at = Some((at.min(self.steps + self.rng.below(4)), end));
+        if self.watch.see(dir, deed) {
+            self.end_within(4);
         }
+    }
+
+    /// This life, if it has an end, ends in so few steps.
+    pub fn end_within(&mut self, steps: u64) {
+        let soon = self.steps + self.rng.below(steps);
+        self.end_at = self.end_at.map(|(at, end)| (at.min(soon), end));
     }
 
     pub fn push(&mut self, token: u64, request: Request) {
         if let Request::Cancel { token: target } = request {
             self.cancel(target);
+        }
+        if let Request::Write { fd, offset: 4096, .. } = request
+            && let Some(dir) = self.files.get(&fd).and_then(|open| open.segment_in)
+        {
+            self.see(dir, Deed::Write { first: true });
         }
         let delay = match request {
             Request::Timeout { after } => {

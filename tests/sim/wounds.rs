@@ -74,7 +74,7 @@ fn number(bytes: &[u8], at: usize) -> u64 {
 fn record(log: &[u8], at: usize) -> Option<(u8, &[u8])> {
     let (head, salt) = (log.get(at..at + 24)?, log.get(40..48)?);
     // Neither key nor flags, and a kind of those that have none.
-    if head[20..22] != [0, 0] || head[23] != 0 || !(3..=6).contains(&head[22]) {
+    if !(3..=6).contains(&(number(head, 16) >> 48)) || head[20..22] != [0, 0] {
         return None;
     }
     let mut sum = crc32fast::Hasher::new();
@@ -129,8 +129,7 @@ impl Logs {
 
     /// Whose log a wound is in, and whether anything proves that bytes are missing there.
     pub fn judge(&self, wound: &Wound) -> Option<(usize, bool)> {
-        let (&(partition, id), (_, log)) =
-            self.0.iter().find(|(_, (ino, _))| *ino == wound.ino)?;
+        let (&(partition, id), (_, log)) = self.0.iter().find(|(_, (ino, _))| *ino == wound.ino)?;
         let later = self.0.range((partition, id + 1)..(partition + 1, 0));
         let listed = later.map(|(_, (_, log))| log).any(|later| later.lists.contains(&id));
         Some((partition, wound.from < BLOCK as u64 || log.durable > wound.from || listed))
