@@ -266,6 +266,8 @@ impl Seed {
         async move {
             let before = world.borrow().mutations;
             let existed = world.borrow().disk.find(&format!("{DIR}/STORE")).is_ok();
+            // Before anything is written that may land there.
+            let known = existed.then(|| secret(&world.borrow().disk, DIR));
             // A directory of its own, as the lock has.
             make_home(&world);
             world.borrow_mut().watch.opening = existed;
@@ -280,7 +282,7 @@ impl Seed {
             };
             summary.borrow_mut().opened += 1;
             let faults_on = std::mem::replace(&mut world.borrow_mut().faults.on, false);
-            let secret = secret(&world.borrow().disk, DIR);
+            let secret = known.unwrap_or_else(|| secret(&world.borrow().disk, DIR));
             model.borrow_mut().begin_life(partitions, |key| partition_of(&secret, key, partitions));
             let mut scene = scene(store);
             scene.abandons = if plan.calm { 0 } else { abandons };

@@ -26,10 +26,9 @@ fn parts(offset: u64, len: usize) -> impl Iterator<Item = (usize, std::ops::Rang
     let (mut from, to) = (at(offset), at(offset) + len);
     std::iter::from_fn(move || {
         let (block, start) = (from / BLOCK, from % BLOCK);
-        let end = (to - block * BLOCK).min(BLOCK);
         (from < to).then(|| {
             from = (block + 1) * BLOCK;
-            (block, start..end)
+            (block, start..(to - block * BLOCK).min(BLOCK))
         })
     })
 }
