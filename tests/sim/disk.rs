@@ -223,6 +223,16 @@ impl Disk {
         self.reachable().into_iter().map(used).sum()
     }
 
+    /// The same of those below a path.
+    pub fn used_in(&self, path: &str) -> u64 {
+        let len = |ino: Ino| match self.node(ino) {
+            Node::File(content) => content.len,
+            _ => 0,
+        };
+        let inside = self.files().into_iter().filter(|(file, _)| file.starts_with(path));
+        inside.map(|(_, ino)| len(ino)).sum()
+    }
+
     /// The files below `/sim`, by path.
     pub fn files(&self) -> Vec<(String, Ino)> {
         let (mut files, mut left) = (Vec::new(), vec![("/sim".to_owned(), 2)]);

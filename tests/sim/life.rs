@@ -480,7 +480,7 @@ async fn calm_end(scene: &Rc<Scene>) -> Checked {
     scene.check_whole().await?;
     let stats = scene.store.stats().await.map_err(|error| format!("{error:?}"))?;
     let live: u64 = stats.partitions.iter().map(|p| p.live_bytes).sum();
-    let used = scene.world.borrow().disk.used();
+    let used = scene.world.borrow().disk.used_in(DIR);
     let most = live * 2 + stats.partitions.len() as u64 * (4 << 20);
     if used > most {
         return Err(format!("{used} bytes are used for {live}: {stats:?}"));
