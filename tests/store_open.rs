@@ -155,7 +155,7 @@ fn of_many_processes_that_open_at_the_same_time_one_has_it() {
 fn it_opens_again_at_once_after_drop_and_after_close() {
     let _one = one_at_a_time();
     let dir = memory_dir();
-    for round in 0..20u32 {
+    for round in 0..10u32 {
         let store = open(dir.path(), 3);
         // Something is under way when the handle goes.
         let puts: Vec<_> = (0..8u32).map(|n| store.put(n.to_le_bytes(), "value")).collect();
