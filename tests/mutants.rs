@@ -15,14 +15,16 @@
 //! ----
 //! ```
 //!
-//! `kill` names the test that fails: its file in `tests`, or `lib`, and its name. `simulation 400`
-//! stands for the first 400 seeds of the simulation. Only where `hangs` is given does a test that is
+//! `kill` names the test that fails: its file in `tests`, or `lib`, and its name. `simulation 100`
+//! stands for the first 100 seeds of the simulation. Only where `hangs` is given does a test that is
 //! not over after so many seconds count as failed. A mutant that lives is a defect of the tests.
 //!
 //! ```console
 //! cargo test --test mutants -- --ignored --nocapture
 //! MUTANT=any_zeroes_are_padding cargo test --test mutants -- --ignored --nocapture
 //! ```
+//!
+//! `MUTANT` may also be a file that is wrong, or one of tests.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -84,7 +86,8 @@ impl Mutant {
             Err(_) => kill,
         };
         let hangs = fields.get("hangs").map(|n| Duration::from_secs(n.parse().expect("seconds")));
-        let (file, before, after) = (fields["file"].to_owned(), before.to_owned(), after.to_owned());
+        let (file, before, after) =
+            (fields["file"].to_owned(), before.to_owned(), after.to_owned());
         Self { name, why, file, kill, hangs, before, after }
     }
 }
@@ -132,16 +135,20 @@ enum End {
     Hangs,
 }
 
-/// A copy of the sources, with what is built of them.
+/// A copy of the sources. What is built of them has its own names in the folder that all copies
+/// build into, so that what they depend on is built once.
 struct Lane {
     source: PathBuf,
     target: PathBuf,
+    output: PathBuf,
 }
 
 impl Lane {
     fn new(number: usize) -> Self {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("mutants-{number}"));
-        let lane = Self { source: dir.join("source"), target: dir.join("target") };
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutants");
+        let source = dir.join(format!("copy-{number}"));
+        let output = dir.join(format!("output-{number}"));
+        let lane = Self { source, target: dir.join("target"), output };
         fs::create_dir_all(&lane.source).unwrap();
         for file in ["Cargo.toml", "Cargo.lock", "README.md"] {
             mirror(&root().join(file), &lane.source.join(file));
@@ -156,7 +163,11 @@ impl Lane {
     fn build(&self, target: &str) -> Option<PathBuf> {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["test", "--no-run", "--message-format=json", "--target-dir"]);
-        cargo.arg(&self.target).current_dir(&self.source).env("CARGO_PROFILE_DEV_DEBUG", "0");
+        cargo.arg(&self.target).current_dir(&self.source);
+        // Most tests fail at once: it is the builds that take long.
+        for setting in ["debug=0", "opt-level=0"] {
+            cargo.arg("--config").arg(format!("profile.dev.package.ringlog.{setting}"));
+        }
         match target {
             "lib" => cargo.arg("--lib"),
             test => cargo.args(["--test", test]),
@@ -173,7 +184,7 @@ impl Lane {
 
     /// Runs a test, for so long at most. What it says is in the lane's `output`.
     fn run(&self, binary: &Path, kill: &Kill, budget: Duration) -> End {
-        let output = File::create(self.output()).unwrap();
+        let output = File::create(&self.output).unwrap();
         let mut test = Command::new(binary);
         test.args(["--exact", &kill.test, "--nocapture", "--include-ignored"]);
         test.current_dir(&self.source).stdin(Stdio::null());
@@ -198,25 +209,20 @@ impl Lane {
         }
     }
 
-    fn output(&self) -> PathBuf {
-        self.target.with_file_name("output")
-    }
-
     /// The end of what the last test said.
     fn told(&self) -> String {
-        let told = fs::read(self.output()).unwrap();
+        let told = fs::read(&self.output).unwrap();
         let told = String::from_utf8_lossy(&told).into_owned();
         let lines: Vec<_> = told.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
 
     /// Without a mutant the test passes, in the time that it has.
-    fn check_passes(&self, kill: &Kill, budget: Duration) -> Result<(), String> {
-        let binary = self.build(&kill.target).ok_or("it does not build")?;
-        match self.run(&binary, kill, budget) {
+    fn check_passes(&self, binary: &Path, kill: &Kill, budget: Duration) -> Result<(), String> {
+        match self.run(binary, kill, budget) {
             End::Over(status) if status.success() && self.told().contains("1 passed") => Ok(()),
-            End::Over(status) => Err(format!("{status}\n{}", self.told())),
-            End::Hangs => Err(format!("not over after {budget:?}")),
+            End::Over(status) => Err(format!("{kill:?}: {status}\n{}", self.told())),
+            End::Hangs => Err(format!("{kill:?}: not over after {budget:?}")),
         }
     }
 
@@ -288,21 +294,27 @@ fn in_lanes<T: Send, R: Send>(
 fn every_mutant_is_noticed_by_its_test() {
     let only = std::env::var("MUTANT").unwrap_or_default();
     let mut mutants = mutants();
-    mutants.retain(|mutant| mutant.name.contains(&only));
+    mutants.retain(|Mutant { name, file, kill, .. }| {
+        [name, file, &kill.target].iter().any(|part| part.contains(&only))
+    });
     assert!(!mutants.is_empty(), "there is no mutant of that name");
     // What one binary is needed for, one after the other.
     mutants.sort_by(|a, b| a.kill.cmp(&b.kill));
     let start = Instant::now();
     let lanes: Vec<_> = (0..LANES.min(mutants.len())).map(Lane::new).collect();
-    let mut budgets = BTreeMap::new();
+    // Each binary is built once for this.
+    let mut tests: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
     for mutant in &mutants {
-        let budget = budgets.entry(mutant.kill.clone()).or_insert(mutant.budget());
+        let tests = tests.entry(mutant.kill.target.clone()).or_default();
+        let budget = tests.entry(mutant.kill.clone()).or_insert(mutant.budget());
         *budget = mutant.budget().min(*budget);
     }
-    let broken = in_lanes(&lanes, budgets.into_iter().collect(), |lane, (kill, budget)| {
-        lane.check_passes(&kill, budget).err().map(|why| format!("{kill:?}: {why}"))
+    let broken = in_lanes(&lanes, tests.into_iter().collect(), |lane, (target, tests)| {
+        let Some(binary) = lane.build(&target) else { return vec![format!("{target}: no build")] };
+        let check = |(kill, budget)| lane.check_passes(&binary, &kill, budget).err();
+        tests.into_iter().filter_map(check).collect()
     });
-    let broken: Vec<_> = broken.into_iter().flatten().collect();
+    let broken: Vec<String> = broken.into_iter().flatten().collect();
     assert!(broken.is_empty(), "without a mutant:\n{}", broken.join("\n"));
     println!("without a mutant all tests pass, after {:.0?}", start.elapsed());
     let count = mutants.len();

@@ -2,7 +2,7 @@
 //! `cargo run --release --example simulate -- --seeds 100000`.
 //!
 //! A seed that fails says how it is run again; `SIM_TALKS=1` then shows all that happens in it.
-//! `SIM_SEEDS=400` runs so many seeds, however long they take.
+//! `SIM_SEEDS=100` runs so many seeds, however long they take.
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code)]
 
