@@ -272,14 +272,8 @@ impl<'a> Scan<'a> {
                 break;
             }
             // No sum of a salted header is zero but by a chance of 2^-32; most of a tail is.
-<<<<<<< ours
             if bytes[..HEADER_LEN].iter().all(|&byte| byte == 0) {
                 offset += zeroes(&bytes).saturating_sub(HEADER_LEN as u64) / 8 * 8;
-=======
-            let zeroes = bytes.iter().take_while(|&&byte| byte == 0).count();
-            if zeroes >= HEADER_LEN {
-                offset += ((zeroes - HEADER_LEN) / 8 * 8) as u64;
->>>>>>> theirs
                 continue;
             }
             self.seen.torn_bytes += 8;
