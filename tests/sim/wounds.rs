@@ -60,6 +60,10 @@ impl Wound {
 pub struct Log {
     /// The highest watermark in it.
     pub durable: u64,
+    /// Where marks and seals are.
+    marks: Vec<u64>,
+    /// Blocks that end with zeroes, and where these begin.
+    padding: BTreeMap<u64, u64>,
     /// What its seal says goes on.
     pub next: Option<u64>,
     /// What its first group says was there.
@@ -96,10 +100,15 @@ impl Log {
                 && value.len() == 32
             {
                 read.durable = read.durable.max(number(value, 0));
+                read.marks.push(at as u64);
                 if kind == 6 {
                     read.next = Some(number(value, 24));
                 }
             }
+        }
+        for (block, bytes) in log.chunks(BLOCK).enumerate() {
+            let used = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+            read.padding.insert(block as u64, (block * BLOCK + used) as u64);
         }
         if let (Some((3, _)), Some((4, ids))) = (record(log, BLOCK), record(log, BLOCK + 56)) {
             read.lists = ids.chunks(8).map(|id| number(id, 0)).collect();
@@ -132,7 +141,15 @@ impl Logs {
         let (&(partition, id), (_, log)) = self.0.iter().find(|(_, (ino, _))| *ino == wound.ino)?;
         let later = self.0.range((partition, id + 1)..(partition + 1, 0));
         let listed = later.map(|(_, (_, log))| log).any(|later| later.lists.contains(&id));
-        Some((partition, wound.from < BLOCK as u64 || log.durable > wound.from || listed))
+        let block = wound.from / BLOCK as u64;
+        let (zeroes, next) = (log.padding.get(&block), (block + 1) * BLOCK as u64);
+        // Zeroes to the end of a block look like padding, unless the mark behind knows better.
+        let spoken_of = if zeroes.is_some_and(|zeroes| *zeroes <= wound.from) {
+            log.durable > next || log.durable == next && log.marks.contains(&next)
+        } else {
+            log.durable > wound.from
+        };
+        Some((partition, wound.from < BLOCK as u64 || spoken_of || listed))
     }
 
     /// What the last seal before a segment names, if it is one: a first one names itself.
