@@ -58,7 +58,9 @@ impl Bench {
         restore(&files, dir.path());
         let threads = [executor.handle()];
         let store = executor.block_on(async {
-            let store = Store::builder(dir.path()).open_on(&threads).await.unwrap();
+            // What is on the disk is to be read each time.
+            let builder = Store::builder(dir.path()).cache_bytes(0);
+            let store = builder.open_on(&threads).await.unwrap();
             let value = store.get(KEY).await.unwrap().unwrap();
             assert_eq!(value.len(), ROOM);
             store
