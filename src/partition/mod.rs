@@ -314,5 +314,6 @@ const READS_AT_ONCE: usize = 64;
 
 /// Buffers for reads that are kept.
 const POOLED_BUFFERS: usize = 64;
-/// A record from which on its buffer is not pooled, but given to whoever asked.
-const LARGE: usize = 32 << 10;
+/// A record from which on its buffer is not pooled, but given to whoever asked. Longer than the
+/// longest key with the longest value that the cache keeps: that holds no more than it counts.
+const LARGE: usize = 128 << 10;
