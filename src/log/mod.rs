@@ -9,6 +9,7 @@
 //! highest mark that do not validate are corrupt, and that is reported, never cut; bytes above it
 //! are the tail, which a crash may tear. The formats are in DESIGN.md, "Files".
 
+pub(crate) mod ahead;
 pub(crate) mod hint;
 pub(crate) mod place;
 pub(crate) mod record;

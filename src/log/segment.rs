@@ -181,6 +181,11 @@ impl Segment {
         self.fd.borrow().is_some()
     }
 
+    /// Whether it is written past the page cache.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.access.get().direct
+    }
+
     /// Lets go of the descriptor. Operations under way keep it until they are done.
     pub(crate) fn close_file(&self) {
         drop(self.fd.take());

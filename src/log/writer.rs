@@ -4,6 +4,7 @@
 //! that holds synced bytes is never written again; a group is written only into space that was
 //! prepared; after a failed write or sync nothing more is written.
 
+use super::ahead::Ahead;
 use super::record::{Kind, MARK_LEN, Mark, Record};
 use super::segment::Segment;
 use super::{BLOCK, BLOCK_LEN};
@@ -22,6 +23,7 @@ const SPARE_BYTES: usize = 2 << 20;
 #[derive(Debug)]
 pub(crate) struct Writer {
     segment: Rc<Segment>,
+    ahead: Rc<Ahead>,
     /// Where the next group begins.
     tail: u64,
     /// Where the last group's records end.
@@ -45,8 +47,10 @@ impl Writer {
     /// For a segment without groups, of which `prepared` bytes are.
     pub(crate) fn new(segment: Rc<Segment>, prepared: u64, limit: u64) -> Self {
         let buf = AlignedBuf::new();
+        let ahead = Rc::new(Ahead::new(Rc::clone(&segment), limit));
         Self {
             segment,
+            ahead,
             tail: BLOCK,
             end: BLOCK,
             synced: BLOCK,
@@ -59,8 +63,9 @@ impl Writer {
 
     /// For when there is no room for an active segment yet: stands for one that is sealed.
     pub(crate) fn sealed(segment: Rc<Segment>, seal: u64) -> Self {
-        let (tail, buf) = (seal + BLOCK, AlignedBuf::new());
-        Self { segment, tail, end: tail, synced: tail, prepared: tail, limit: 0, sealed: true, buf }
+        let tail = seal + BLOCK;
+        let (end, synced, sealed) = (tail, tail, true);
+        Self { tail, end, synced, sealed, ..Self::new(segment, tail, 0) }
     }
 
     pub(crate) fn segment(&self) -> &Rc<Segment> {
@@ -159,6 +164,7 @@ impl Writer {
         self.buf.resize(usize::try_from(blocks(end) - start).expect("a group fits memory"));
         let written = self.buf.len();
         let dirty = self.is_dirty();
+        self.ahead.claim(start + written as u64).await?;
         let buf = std::mem::take(&mut self.buf);
         let (result, buf) = self.segment.write(buf, start, sync, dirty).await;
         self.buf = buf;
@@ -180,6 +186,16 @@ impl Writer {
         Ok(written)
     }
 
+    /// Zeroes to write ahead, after a group of so many bytes: beside the traffic, until they are.
+    pub(crate) fn zeroes_after(
+        &self,
+        group: usize,
+        sync: bool,
+    ) -> Option<impl Future<Output = ()> + use<>> {
+        let (ahead, prepared) = (Rc::clone(&self.ahead), self.prepared);
+        ahead.starts(group).then_some(async move { ahead.run(prepared, sync).await })
+    }
+
     /// Makes durable what was written.
     pub(crate) async fn sync(&mut self) -> io::Result<()> {
         if self.is_dirty() {
@@ -198,6 +214,7 @@ impl Writer {
         debug_assert!(self.can_mark_idle() && self.buf.is_empty());
         self.begin(sequence, clock);
         self.buf.resize(BLOCK_LEN);
+        self.ahead.claim(self.tail + BLOCK).await?;
         let buf = std::mem::take(&mut self.buf);
         let (result, buf) = self.segment.write(buf, self.tail, false, false).await;
         self.buf = buf;
@@ -209,6 +226,8 @@ impl Writer {
     /// the seal's offset.
     pub(crate) async fn seal(&mut self, sequence: u64, clock: u64, next: u64) -> io::Result<u64> {
         self.sync().await?;
+        // Nothing comes behind the seal.
+        self.ahead.claim(u64::MAX).await?;
         self.seal_as_durable(self.tail, sequence, clock, next).await
     }
 

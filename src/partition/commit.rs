@@ -367,6 +367,9 @@ impl Partition {
             }
             places.extend(group.iter().map(|staged| self.encode(writer, staged)));
             let written = writer.finish(sync).await?;
+            if let Some(zeroes) = writer.zeroes_after(written, sync) {
+                self.chore(zeroes);
+            }
             commit.groups.set(commit.groups.get() + 1);
             self.ledger.borrow_mut().space.set_len(
                 commit.active.get(),

@@ -9,12 +9,14 @@ use super::sync::{Mutex, lock};
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
+#[derive(Debug)]
 struct State {
     set: bool,
     waiters: Slab<Waker>,
 }
 
 /// See the module.
+#[derive(Debug)]
 pub(crate) struct Event {
     state: Mutex<State>,
     /// As in the state, for those who need not lock.

@@ -38,7 +38,9 @@ impl Wound {
 
     /// Of bytes that come over what is there.
     pub fn over(content: &Content, ino: Ino, offset: u64, bytes: &[u8]) -> Option<Self> {
-        let from = difference(content, offset, bytes)?;
+        // A file that grows is another, if only by zeroes.
+        let longer = (offset + bytes.len() as u64 > content.len).then_some(content.len);
+        let from = difference(content, offset, bytes).into_iter().chain(longer).min()?;
         // Since when has it been there?
         let since = content.written.iter().filter(|(start, end, _)| (start..end).contains(&&from));
         let at = since.map(|(_, _, at)| *at).min().unwrap_or(u64::MAX);
