@@ -50,7 +50,11 @@ fn assert_holds_the_key(dir: &Path, what: &str) {
 
 /// What a seal says that a value has: durable, clock, after, next.
 fn seal(log: &[u8], at: usize, durable: usize, after: usize) -> Vec<u8> {
-    let says = [durable as u64, 0, after as u64, 0].map(u64::to_le_bytes).concat();
+    seal_naming(log, at, durable, after, 0)
+}
+
+fn seal_naming(log: &[u8], at: usize, durable: usize, after: usize, next: u64) -> Vec<u8> {
+    let says = [durable as u64, 0, after as u64, next].map(u64::to_le_bytes).concat();
     record(salt(log), at, SEAL, 9, &[], &says)
 }
 
@@ -165,4 +169,34 @@ fn a_delete_that_a_hint_takes_for_a_put_is_damage_and_no_value() {
         other => panic!("{other:?}"),
     }
     assert!(!run(store.verify()).unwrap().is_sound());
+}
+
+/// Segments that failed when they were as good as made (their name could not be made durable) are
+/// empty, and come before the one that was made in their place, which the seal names.
+#[test]
+fn segments_that_were_made_in_vain_do_not_take_the_place_of_the_one_that_a_seal_names() {
+    let (mut files, name) = closed();
+    let log = files[&name].clone();
+    let there = entries(&log);
+    let [.., last, sealed] = &there[..] else { unreachable!("a record and a seal") };
+    let (after, at) = (last.end, sealed.start);
+    let mut named = log[..at].to_vec();
+    named.extend(seal_naming(&log, at, at, after, 5));
+    named.resize(log.len(), 0);
+    files.insert(name, named);
+    for id in 3..=5_u64 {
+        let mut empty = files[&segment_name(0, 2)].clone();
+        empty[32..40].copy_from_slice(&id.to_le_bytes());
+        let sum = crc32fast::hash(&empty[..48]);
+        empty[48..52].copy_from_slice(&sum.to_le_bytes());
+        files.insert(segment_name(0, id), empty);
+    }
+    let dir = memory_dir();
+    restore(&without_hints(files), dir.path());
+    for opening in 0..3 {
+        let store = open(dir.path(), 1);
+        let value = run(store.get("key")).unwrap();
+        assert_eq!(value.as_deref(), Some(&b"value"[..]), "at opening {opening}");
+        run(store.close()).unwrap();
+    }
 }

@@ -82,12 +82,18 @@ impl Plan {
         };
         let mut ids = names.ids.clone();
         let last = plan.find_last(&mut ids).await?;
-        plan.check_next(&names.ids, last.as_ref().map_or(FIRST_ID, |last| last.next))?;
+        let next = last.as_ref().map_or(FIRST_ID, |last| last.next);
+        plan.check_next(&names.ids, next)?;
         if let Some(last) = last {
             plan.load_older(ids, &last).await?;
             plan.take(last);
         }
         plan.spares.sort_by_key(|spare| spare.segment.id);
+        // What failed when it was as good as made comes before the one that the seal names, and
+        // must not take its place.
+        let in_vain = plan.spares.partition_point(|spare| spare.segment.id < next);
+        let paths = plan.spares.drain(..in_vain).map(|spare| spare.segment.path().to_owned());
+        plan.leftovers.extend(paths);
         plan.report.took = rt::now().saturating_duration_since(started);
         Ok(plan)
     }
