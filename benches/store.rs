@@ -56,7 +56,8 @@ fn run(store: &Store, group: &str, callers: u64, operations: u64) -> Result<Dura
 fn bench(criterion: &mut Criterion, group: &str, callers: &[u64]) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     let cache = if group == "get_cached" { 64 << 20 } else { 0 };
-    let store = Store::builder(dir.path()).partitions(1).cache_bytes(cache).open().expect("a store");
+    let store =
+        Store::builder(dir.path()).partitions(1).cache_bytes(cache).open().expect("a store");
     run(&store, "put_buffered", 64, KEYS).expect("a full store");
     run(&store, "get", 64, 2 * KEYS).expect("a warm store");
     let mut group_of = criterion.benchmark_group(group);

@@ -8,7 +8,7 @@
 
 use super::record::{HEADER_LEN, Kind, Mark, Record, RecordError};
 use super::segment::Segment;
-use super::{BLOCK, CHUNK};
+use super::{BLOCK, BLOCK_LEN, CHUNK};
 use crate::error::{Error, Result};
 use crate::rt;
 use bytes::Bytes;
@@ -86,11 +86,14 @@ impl Shown {
     }
 }
 
+/// To compare with: that looks at many bytes at a time.
+static ZEROES: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
+
 /// How many zeroes bytes begin with, or not many less.
 fn zeroes(bytes: &[u8]) -> u64 {
-    const SOME: [u8; 256] = [0; 256];
-    let pieces = bytes.chunks_exact(SOME.len());
-    (pieces.take_while(|piece| **piece == SOME).count() * SOME.len()) as u64
+    let some = &ZEROES[..256];
+    let pieces = bytes.chunks_exact(some.len());
+    (pieces.take_while(|piece| *piece == some).count() * some.len()) as u64
 }
 
 /// See the module.
@@ -247,7 +250,8 @@ impl<'a> Scan<'a> {
             return Ok(false);
         }
         let bytes = self.bytes(self.offset, padding).await?;
-        let zeroes = bytes.len() >= padding && bytes[..padding].iter().all(|&byte| byte == 0);
+        // Most of a segment of small groups is padding.
+        let zeroes = bytes.get(..padding).is_some_and(|bytes| *bytes == ZEROES[..padding]);
         if zeroes {
             self.offset = end;
         }
