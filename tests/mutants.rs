@@ -24,7 +24,7 @@
 //! MUTANT=any_zeroes_are_padding cargo test --test mutants -- --ignored --nocapture
 //! ```
 //!
-//! `MUTANT` may also be a file that is wrong, or one of tests.
+//! `MUTANT` may also be a file that is wrong, or one of tests, or several of these with commas.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -121,7 +121,10 @@ fn every_mutant_can_be_made_and_names_a_test_that_exists() {
         assert!(file.starts_with("src/") && before != after, "{name} changes nothing");
         let (path, test) = match kill.test.split_once("::tests::") {
             Some((module, test)) => (format!("src/{}.rs", module.replace("::", "/")), test),
-            None => (format!("tests/{}.rs", kill.target), &*kill.test),
+            None => match kill.test.split_once("::") {
+                Some((module, test)) => (format!("tests/sim/{module}.rs"), test),
+                None => (format!("tests/{}.rs", kill.target), &*kill.test),
+            },
         };
         assert_eq!(kill.target == "lib", path.starts_with("src/"), "{name}: {kill:?}");
         let tests = fs::read_to_string(root().join(&path)).unwrap();
@@ -135,8 +138,9 @@ enum End {
     Hangs,
 }
 
-/// A copy of the sources. What is built of them has its own names in the folder that all copies
-/// build into, so that what they depend on is built once.
+/// A copy of the sources, and where it is built. To cargo two copies are the same package, and which
+/// of them a file was built from it tells by times alone: in a folder that they share, one would
+/// run what was built of the other.
 struct Lane {
     source: PathBuf,
     target: PathBuf,
@@ -148,7 +152,7 @@ impl Lane {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutants");
         let source = dir.join(format!("copy-{number}"));
         let output = dir.join(format!("output-{number}"));
-        let lane = Self { source, target: dir.join("target"), output };
+        let lane = Self { source, target: dir.join(format!("target-{number}")), output };
         fs::create_dir_all(&lane.source).unwrap();
         for file in ["Cargo.toml", "Cargo.lock", "README.md"] {
             mirror(&root().join(file), &lane.source.join(file));
@@ -226,8 +230,8 @@ impl Lane {
         }
     }
 
-    /// Tells how the mutant was noticed, or why it was not.
-    fn kill(&self, mutant: &Mutant) -> Result<&'static str, String> {
+    /// Tells how the mutant was noticed, or why it was not: in a word, and in full.
+    fn kill(&self, mutant: &Mutant) -> Result<&'static str, (&'static str, String)> {
         let path = self.source.join(&mutant.file);
         let code = fs::read_to_string(&path).unwrap();
         fs::write(&path, code.replacen(&mutant.before, &mutant.after, 1)).unwrap();
@@ -235,14 +239,14 @@ impl Lane {
         let end = binary.map(|binary| self.run(&binary, &mutant.kill, mutant.budget()));
         fs::write(&path, code).unwrap();
         match end {
-            None => Err("it does not build".to_owned()),
+            None => Err(("NO BUILD", "it does not build".to_owned())),
             Some(End::Hangs) if mutant.hangs.is_some() => Ok("hangs"),
-            Some(End::Hangs) => Err("it hangs, and is not said to".to_owned()),
-            Some(End::Over(status)) if status.success() => Err("IT LIVES".to_owned()),
+            Some(End::Hangs) => Err(("HANGS", "it hangs, and is not said to".to_owned())),
+            Some(End::Over(status)) if status.success() => Err(("LIVES", "it lives".to_owned())),
             // What libtest ends with when a test has failed.
             Some(End::Over(status)) if status.code() == Some(101) => Ok("fails"),
             Some(End::Over(status)) if status.signal().is_some() => Ok("aborts"),
-            Some(End::Over(status)) => Err(format!("{status}\n{}", self.told())),
+            Some(End::Over(status)) => Err(("ENDS", format!("{status}\n{}", self.told()))),
         }
     }
 }
@@ -295,7 +299,8 @@ fn every_mutant_is_noticed_by_its_test() {
     let only = std::env::var("MUTANT").unwrap_or_default();
     let mut mutants = mutants();
     mutants.retain(|Mutant { name, file, kill, .. }| {
-        [name, file, &kill.target].iter().any(|part| part.contains(&only))
+        let any = |only: &str| [name, file, &kill.target].iter().any(|part| part.contains(only));
+        only.split(',').any(any)
     });
     assert!(!mutants.is_empty(), "there is no mutant of that name");
     // What one binary is needed for, one after the other.
@@ -323,11 +328,11 @@ fn every_mutant_is_noticed_by_its_test() {
         let end = lane.kill(&mutant);
         let (Mutant { name, kill, .. }, seconds) = (&mutant, start.elapsed().as_secs_f64());
         let by = kill.seeds.map_or(kill.test.clone(), |seeds| format!("{seeds} seeds"));
-        let told = end.as_ref().map_or("LIVES", |told| told);
-        println!("{name:58} {told:6} {seconds:5.1} s  {} {by}", kill.target);
-        end.err().map(|why| format!("{name}: {why}"))
+        let told = end.as_ref().unwrap_or_else(|(told, _)| told);
+        println!("{name:58} {told:8} {seconds:5.1} s  {} {by}", kill.target);
+        end.err().map(|(_, why)| format!("{name}: {why}"))
     });
     println!("{count} mutants, {:.0?}", start.elapsed());
     let alive: Vec<_> = alive.into_iter().flatten().collect();
-    assert!(alive.is_empty(), "{} live:\n{}", alive.len(), alive.join("\n"));
+    assert!(alive.is_empty(), "{} not noticed:\n{}", alive.len(), alive.join("\n"));
 }
