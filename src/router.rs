@@ -243,10 +243,10 @@ mod tests {
     #[test]
     fn a_full_gate_lets_in_by_order_of_coming_as_others_leave() {
         let rig = Rig::new();
-        let first = rig.send(QUEUE_BYTES);
+        let first = rig.send(QUEUE_BYTES - 1);
         let second = rig.send(QUEUE_BYTES);
         let third = rig.send(1);
-        assert_eq!(rig.ran(), 1, "the third is small, but it came later");
+        assert_eq!(rig.ran(), 1, "there is room for the third, but it came later");
         first.0.cancel();
         assert_eq!(rig.ran(), 2);
         second.0.cancel();
@@ -275,6 +275,7 @@ mod tests {
         assert_eq!(rig.ran(), 1);
         drop(place);
         assert!(large.is_finished(), "it will never run, and says so");
+        assert_eq!(rig.ran(), 1, "it has made no room that it never took");
         first.0.cancel();
         assert_eq!(rig.ran(), 2, "the first and the small one");
         assert_eq!(lock(&rig.gate.0).inside, 1);

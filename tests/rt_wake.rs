@@ -165,6 +165,65 @@ fn wakes_of_past_hops_do_not_run_after_the_task() {
     assert!(polls <= 4 * TASKS, "{polls} polls of {TASKS} tasks at rest");
 }
 
+/// The poll of its arrival is still to come, and sees what was written before the wake.
+#[test]
+fn a_wake_that_comes_while_a_task_arrives_costs_no_poll_of_its_own() {
+    let _dog = Watchdog::new();
+    let runtime = Runtime::start(RuntimeConfig {
+        num_threads: 2,
+        stop_grace: Duration::from_secs(1),
+        ..RuntimeConfig::default()
+    })
+    .unwrap();
+    let (from, to) = (runtime.thread(0), runtime.thread(1).clone());
+    let (send, begun) = mpsc::channel();
+    let (first, second) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
+    // Each keeps the thread for itself until it is let go.
+    let block = |barrier: &Arc<Barrier>| {
+        let (barrier, send) = (barrier.clone(), send.clone());
+        to.schedule(async move {
+            send.send(()).unwrap();
+            barrier.wait();
+        })
+    };
+    let one = block(&first);
+    begun.recv().unwrap();
+    let two = block(&second); // is taken in together with the task
+    let polls = Arc::new(AtomicUsize::new(0));
+    let done = Arc::new(AtomicBool::new(false));
+    let (send_waker, wakers) = mpsc::channel::<Waker>();
+    let task = {
+        let (to, polls, done) = (to.clone(), polls.clone(), done.clone());
+        from.schedule(async move {
+            send_waker.send(poll_fn(|cx| Poll::Ready(cx.waker().clone())).await).unwrap();
+            rt::schedule_on(&to).await.unwrap();
+            poll_fn(move |_| {
+                polls.fetch_add(1, Ordering::Relaxed);
+                if done.load(Ordering::Relaxed) { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        })
+    };
+    let waker = wakers.recv().unwrap();
+    rt::block_on(from.schedule(async {})).unwrap(); // the task has left
+    first.wait();
+    begun.recv().unwrap(); // it has arrived, and its turn is next
+    waker.wake_by_ref();
+    second.wait();
+    for block in [one, two] {
+        rt::block_on(block).unwrap();
+    }
+    for _ in 0..2 {
+        rt::block_on(to.schedule(async {})).unwrap();
+    }
+    assert_eq!(polls.load(Ordering::Relaxed), 1);
+    done.store(true, Ordering::Relaxed);
+    waker.wake();
+    rt::block_on(task).unwrap();
+    assert_eq!(polls.load(Ordering::Relaxed), 2);
+    runtime.stop().unwrap();
+}
+
 /// Two branches of one task ask for a hop in the same poll. Both must hear of the arrival, also
 /// where only a branch that was woken is polled again.
 #[test]

@@ -422,23 +422,32 @@ fn hints_that_are_missing_or_damaged_or_anothers_cost_a_scan_and_nothing_else() 
     hinted(&files, 0, "none");
 }
 
-/// A hint of an earlier life: for another seal, with the sums of its own right.
+/// A hint of an earlier life: for another seal, with the sums of its own right. The segment has
+/// something else there, or ends before.
 #[test]
 fn a_hint_for_another_seal_is_not_believed() {
     let sample = sample(10, true);
-    let name = hint_name(sample.ids()[0]);
-    let mut stale = sample.files[&name].clone();
-    let len = stale.len();
-    stale[48..56].copy_from_slice(&(2 * BLOCK as u64).to_le_bytes());
-    let sum = crc32fast::hash(&stale[..len - 4]);
-    stale[len - 4..].copy_from_slice(&sum.to_le_bytes());
-    let mut files = sample.files.clone();
-    files.insert(name, stale);
-    let dir = memory_dir();
-    restore(&files, dir.path());
-    let store = open(dir.path());
-    assert_eq!(store.open_report().partitions[0].hinted, sample.ids().len() as u64 - 1);
-    assert_holds(&store, &sample.model, &sample.keys, "stale");
+    let id = sample.ids()[0];
+    let own = &sample.files[&hint_name(id)];
+    let (head, len) = (48..56, own.len());
+    let seal = u64::from_le_bytes(own[head.clone()].try_into().unwrap());
+    let block = BLOCK as u64;
+    // No entry of the hint lies behind any of these but the first.
+    for other in [2 * block, seal + 8, seal + block, seal + 2 * block, 1 << 40] {
+        let mut files = sample.files.clone();
+        let stale = files.get_mut(&hint_name(id)).unwrap();
+        stale[head.clone()].copy_from_slice(&other.to_le_bytes());
+        let sum = crc32fast::hash(&stale[..len - 4]);
+        stale[len - 4..].copy_from_slice(&sum.to_le_bytes());
+        let log = files.get_mut(&segment_name(0, id)).unwrap();
+        log.resize(usize::try_from(seal).unwrap() + 2 * BLOCK, 0);
+        let dir = memory_dir();
+        restore(&files, dir.path());
+        let store = open(dir.path());
+        let hinted = store.open_report().partitions[0].hinted;
+        assert_eq!(hinted, sample.ids().len() as u64 - 1, "{other}, not {seal}");
+        assert_holds(&store, &sample.model, &sample.keys, "stale");
+    }
 }
 
 // ---- salvage ----------------------------------------------------------------------------------

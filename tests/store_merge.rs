@@ -197,24 +197,33 @@ fn a_deleted_key_stays_away_though_only_the_delete_is_merged() {
     }
 }
 
-/// More older puts than the index can count.
+/// More older puts than the index can count: when all that it has counted are gone, there is one
+/// left.
 #[test]
 fn a_key_that_was_overwritten_very_often_stays_away_when_it_is_deleted() {
     let dir = disk_dir();
-    let builder = small(dir.path(), 1).durability(Durability::Buffered).segment_bytes(1 << 20);
-    let mut store = builder.clone().open().unwrap();
-    let mut map = Map::new();
-    for n in 0..600 {
-        let name = format!("cold {n}").into_bytes();
-        run(store.put(&name, vec![1; 1000])).unwrap();
-        map.insert(name, vec![1; 1000]);
-        run(store.put("hot", n.to_string())).unwrap();
+    let builder = small(dir.path(), 1).durability(Durability::Buffered);
+    let store = builder.clone().open().unwrap();
+    // The first segment is not worth a merge, and keeps its put.
+    let mut map: Map = (0..50).map(|n| (format!("cold {n}").into_bytes(), vec![1; 1000])).collect();
+    run(store.put("hot", "first")).unwrap();
+    run(try_join_all(map.iter().map(|(key, value)| store.put(key, value)))).unwrap();
+    let store = next_segment(store, &builder);
+    let first = files(dir.path(), "log").remove(0);
+    for n in 0..300_u32 {
+        run(store.put("hot", [n.to_le_bytes(); 15].concat())).unwrap();
     }
-    run(store.delete("hot")).unwrap();
+    assert!(run(store.delete("hot")).unwrap());
+    let mut store = next_segment(store, &builder);
     for round in 0..4 {
-        run(store.compact()).unwrap();
-        run(store.put("garbage", vec![round; 60_000])).unwrap();
-        map.insert(b"garbage".to_vec(), vec![round; 60_000]);
+        // The segment with the delete is merged, and what that has copied too.
+        for part in 0..3 {
+            run(store.compact()).unwrap();
+            run(store.put("garbage", vec![part; 50_000])).unwrap();
+        }
+        assert!(run(store.stats()).unwrap().total().merges >= 2);
+        assert!(first.exists(), "the segment with the first put was to stay");
+        map.insert(b"garbage".to_vec(), vec![2; 50_000]);
         store = next_segment(store, &builder);
         assert_is(&store, &map, &format!("round {round}"));
     }

@@ -155,10 +155,11 @@ mod tests {
         mailbox.post(1).unwrap();
         mailbox.post(2).unwrap();
         assert_eq!(wakes.0.load(Ordering::Relaxed), 0, "awake");
+        assert!(mailbox.pending(), "an awake owner is not told otherwise");
         assert!(!mailbox.park(), "there are messages");
         let mut got = Vec::new();
         mailbox.take(&mut got);
-        assert_eq!(got, [1, 2]);
+        assert_eq!((got, mailbox.pending()), (vec![1, 2], false));
         assert!(mailbox.park());
         mailbox.post(3).unwrap();
         mailbox.post(4).unwrap();
