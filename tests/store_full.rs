@@ -142,6 +142,40 @@ fn on_a_full_disk_puts_say_so_and_reads_deletes_merges_and_opening_go_on() {
     assert_is(&builder(&dir).open().unwrap(), &map, "opened at last");
 }
 
+/// They have their places before anybody knows that the disk is full, whatever fills it: a segment
+/// that grows, or one that is made.
+#[test]
+fn puts_that_come_together_leave_what_deletes_need() {
+    const TEST: &str = "puts_that_come_together_leave_what_deletes_need";
+    let Some(disk) = told(TEST) else {
+        // Over all that a segment takes.
+        for part in 0..8 {
+            if !on_small_disk(TEST, (3 << 20) + part * (32 << 10)) {
+                return;
+            }
+        }
+        return;
+    };
+    let _dog = Watchdog::new();
+    let dir = disk.join("store");
+    let store = builder(&dir).durability(Durability::Buffered).open().unwrap();
+    let mut map = Map::new();
+    let puts = run(join_all((0..800).map(|n| store.put(name(n), value(n)))));
+    for (n, put) in puts.into_iter().enumerate() {
+        match put {
+            Ok(()) => drop(map.insert(name(n), value(n))),
+            full => assert_full(full, &dir),
+        }
+    }
+    assert!(map.len() > 300 && map.len() < 700, "{} keys", map.len());
+    let some: Vec<_> = map.keys().take(50).cloned().collect();
+    for deleted in run(join_all(some.iter().map(|key| store.delete(key)))) {
+        assert!(deleted.unwrap());
+    }
+    map.retain(|key, _| !some.contains(key));
+    assert_is(&store, &map, "fifty of them deleted");
+}
+
 /// Deletes all over the place leave no segment that is all garbage.
 #[test]
 fn on_a_full_disk_deletes_that_are_spread_out_make_room_too() {

@@ -15,7 +15,7 @@ use std::sync::mpsc;
 use std::task::Poll;
 use std::time::Duration;
 use store_common::{
-    BLOCK, Entry, Files, LIVE, MARK, PUT, crash_image, disk_dir, history, restore, run,
+    BLOCK, DROP, Entry, Files, LIVE, MARK, PUT, crash_image, disk_dir, history, restore, run,
     segment_name, segment_path, snapshot, trimmed,
 };
 
@@ -163,6 +163,53 @@ fn a_scan_shows_an_entry_once_however_often_merges_move_it() {
     let untouched = (0..1500).filter(|n| n % 10 > 2).map(|n| format!("key {n}"));
     let missing = untouched.filter(|key| !seen.contains_key(key.as_bytes())).count();
     assert_eq!((twice, missing), (0, 0));
+}
+
+/// What a crash leaves of a merge: copies, and the segment that they were made of. A scan comes by
+/// both, and meanwhile the copies are moved on.
+#[test]
+fn a_scan_shows_an_entry_once_of_which_a_crash_has_left_two_copies() {
+    let dir = disk_dir();
+    let open = |dir| Store::builder(dir).segment_bytes(128 << 10).open().unwrap();
+    let store = open(dir.path());
+    // More than a scan reads at a time.
+    run(try_join_all((0..40).map(|n| store.put(format!("base {n}"), vec![0; 30_000])))).unwrap();
+    run(store.close()).unwrap();
+    let store = open(dir.path());
+    run(try_join_all((0..40).map(|n| store.put(format!("key {n}"), vec![1; 600])))).unwrap();
+    run(try_join_all((0..3).map(|n| store.put("garbage", vec![n; 10_000])))).unwrap();
+    run(store.close()).unwrap();
+    let before = trimmed(snapshot(dir.path()));
+    let (&victim, _) = history(&before, 0).last_key_value().unwrap();
+    let store = open(dir.path());
+    run(store.compact()).unwrap();
+    let mut files = crash_image(dir.path(), 1);
+    drop(store);
+    // The crash comes before the victim is dropped.
+    let (last, records) = history(&files, 0).pop_last().unwrap();
+    let dropped = records.iter().position(|record| record.kind == DROP).unwrap();
+    let end = records[..dropped].iter().rfind(|record| record.kind == MARK).unwrap().start;
+    let log = files.get_mut(&segment_name(0, last)).unwrap();
+    log.truncate(end);
+    log.resize(end.next_multiple_of(BLOCK), 0);
+    let name = segment_name(0, victim);
+    assert!(files.insert(name.clone(), before[&name].clone()).is_none());
+    restore(&files, dir.path());
+    let store = open(dir.path());
+    let mut scan = store.scan();
+    let mut seen: HashMap<Vec<u8>, u32> = HashMap::new();
+    seen.insert(run(scan.next()).unwrap().unwrap().key.to_vec(), 1);
+    run(try_join_all((0..30).map(|n| store.delete(format!("key {n}"))))).unwrap();
+    run(store.put("garbage", "less")).unwrap();
+    run(store.compact()).unwrap();
+    assert!(run(store.stats()).unwrap().total().merges > 1, "the copies have moved on too");
+    while let Some(entry) = run(scan.next()) {
+        *seen.entry(entry.unwrap().key.to_vec()).or_default() += 1;
+    }
+    for n in 30..40 {
+        assert_eq!(seen[format!("key {n}").as_bytes()], 1, "key {n}");
+    }
+    assert!(seen.values().all(|&times| times == 1));
 }
 
 #[test]
