@@ -8,6 +8,8 @@
 
 #[path = "sim/lists.rs"]
 mod lists;
+#[path = "sim/promises.rs"]
+mod promises;
 mod sim;
 
 use sim::branches::{BRANCHES, Branch};

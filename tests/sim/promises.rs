@@ -1,0 +1,242 @@
+//! Promises that a long life seldom puts to the test: for each of them the few steps that do, and an
+//! end at the worst moment, or at each.
+
+use crate::sim::clients::{Checked, Condition, Scene};
+use crate::sim::content::Crash;
+use crate::sim::faults::Fault;
+use crate::sim::life::{Plan, Seed};
+use crate::sim::model::Model;
+use crate::sim::rng::Rng;
+use crate::sim::world::{Direct, End};
+use ringlog::{Durability, rt};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// One of these may expire.
+const KEYS: usize = 5;
+const EXPIRES: usize = 4;
+
+fn seed(chance: u64) -> Seed {
+    seed_of(chance, KEYS)
+}
+
+fn seed_of(chance: u64, keys: usize) -> Seed {
+    crate::sim::prepare();
+    let mut seed = Seed::new(chance, false);
+    let model = Model::new(keys);
+    seed.world.borrow_mut().moment = Rc::clone(model.moment());
+    seed.model = Rc::new(RefCell::new(model));
+    (seed.partitions, seed.segment_bytes) = (1, 64 << 10);
+    seed.durability = Durability::Sync;
+    seed
+}
+
+/// A life that ends after so many turns of its driver, or when its work is done.
+#[track_caller]
+fn live<F>(
+    seed: &mut Seed,
+    end_at: Option<u64>,
+    (end, crash): (End, Crash),
+    may_fail: bool,
+    work: impl FnOnce(Rc<Scene>) -> F,
+) where
+    F: Future<Output = Checked>,
+{
+    {
+        let world = &mut *seed.world.borrow_mut();
+        world.begin_life(end_at.map(|at| (at, end)));
+        world.crash = Some(crash);
+    }
+    let (calm, may_be_corrupt, closes) = (false, false, false);
+    let plan = Plan { calm, end_at, end, may_fail, may_be_corrupt, closes };
+    let lived = seed.pass(plan, |scene, _| async move { work(scene).await });
+    lived.unwrap_or_else(|why| panic!("{end_at:?}: {why}"));
+}
+
+const LEFT: (End, Crash) = (End::Kill, Crash::Keeps);
+const CUT: (End, Crash) = (End::PowerCut, Crash::Drops);
+
+/// Nothing: the store is opened, and what is there is checked.
+async fn look(_: Rc<Scene>) -> Checked {
+    Ok(())
+}
+
+async fn put(scene: &Scene, key: usize, len: usize, durability: Durability) -> Checked {
+    scene.put_so(&mut Rng::new(1), key, len, durability, 0, Condition::Always).await
+}
+
+async fn has(scene: &Scene, key: usize) -> bool {
+    let name = scene.model.borrow().keys[key].name.clone();
+    scene.store.get_entry(&name).await.unwrap().is_some() // no cache answers that
+}
+
+/// The life is over, here and now.
+async fn end(scene: &Scene, end: End) -> Checked {
+    scene.world.borrow_mut().end(end);
+    std::future::pending().await
+}
+
+#[test]
+fn a_sync_keeps_what_was_written_before_it() {
+    for chance in 0..20 {
+        let mut seed = seed(chance);
+        live(&mut seed, None, CUT, false, async |scene| {
+            for key in 0..KEYS {
+                put(&scene, key, 100, Durability::Buffered).await?;
+            }
+            scene.sync(&mut Rng::new(1)).await
+        });
+        live(&mut seed, None, CUT, false, look);
+    }
+}
+
+/// Whoever is told that there is nothing to delete is told so when the delete before is durable.
+#[test]
+fn nobody_hears_of_a_delete_that_can_still_be_taken_back() {
+    let told = Rc::new(Cell::new(0));
+    for chance in 0..20 {
+        let mut seed = seed(chance);
+        live(&mut seed, None, CUT, false, async |scene| {
+            put(&scene, 2, 100, Durability::Sync).await
+        });
+        live(&mut seed, None, CUT, false, async |scene| {
+            let first = Rc::clone(&scene);
+            drop(rt::spawn(async move { first.delete(&mut Rng::new(1), 2).await }));
+            let name = scene.model.borrow().keys[2].name.clone();
+            // It is staged by then, and not acknowledged.
+            rt::yield_now().await;
+            assert!(!scene.store.delete(&name).await.unwrap());
+            end(&scene, End::PowerCut).await
+        });
+        live(&mut seed, None, LEFT, false, async |scene| {
+            assert!(!has(&scene, 2).await, "it was said to be gone");
+            told.set(told.get() + 1);
+            Ok(())
+        });
+    }
+    assert_eq!(told.get(), 20);
+}
+
+#[test]
+fn what_was_said_to_have_expired_stays_away_though_the_clock_is_set_back() {
+    for chance in 0..20 {
+        let mut seed = seed(chance);
+        live(&mut seed, None, CUT, false, async |scene| {
+            let (expiry, rng) = (scene.wall() + 50, &mut Rng::new(1));
+            let always = Condition::Always;
+            scene.put_so(rng, EXPIRES, 100, Durability::Sync, expiry, always).await?;
+            drop(rt::timeout(Duration::from_millis(100)).await);
+            assert!(!has(&scene, EXPIRES).await);
+            end(&scene, End::PowerCut).await
+        });
+        {
+            let world = &mut *seed.world.borrow_mut();
+            world.wall -= 10_000;
+            world.wall_sets += 1;
+        }
+        live(&mut seed, None, LEFT, false, async |scene| {
+            assert!(!has(&scene, EXPIRES).await, "it was said to have expired");
+            Ok(())
+        });
+    }
+}
+
+/// Whenever the making of a store is cut short, the next opening relies on nothing that can still
+/// go.
+#[test]
+fn a_store_whose_making_was_killed_keeps_what_is_written_after() {
+    for at in 0..120 {
+        let mut seed = seed(at);
+        live(&mut seed, Some(at), LEFT, false, look);
+        live(&mut seed, None, CUT, false, async |scene| {
+            put(&scene, 2, 100, Durability::Sync).await
+        });
+        live(&mut seed, None, LEFT, false, look);
+    }
+}
+
+/// A seal is never there without what it seals.
+#[test]
+fn a_rotation_that_is_cut_short_leaves_no_damage() {
+    for at in 0..400 {
+        let mut seed = seed(at);
+        live(&mut seed, Some(at), (End::PowerCut, Crash::Picks), false, async |scene| {
+            for key in [2, 3, 2, 3, 2] {
+                put(&scene, key, 15_000, Durability::Buffered).await?;
+            }
+            Ok(())
+        });
+        live(&mut seed, None, CUT, false, look);
+    }
+}
+
+/// After a sync that failed a page cache may have what the device has not.
+#[test]
+fn nothing_is_believed_that_only_a_cache_has() {
+    for chance in 0..40 {
+        let mut seed = seed(chance);
+        seed.world.borrow_mut().direct = Direct::Unknown;
+        live(&mut seed, None, LEFT, true, async |scene| {
+            put(&scene, 2, 100, Durability::Sync).await?;
+            {
+                let faults = &mut scene.world.borrow_mut().faults;
+                faults.only(Fault::SyncError, 1);
+                faults.on = true;
+            }
+            put(&scene, 3, 3_000, Durability::Sync).await?;
+            end(&scene, End::Kill).await
+        });
+        // What is found now was shown, and stays.
+        live(&mut seed, None, CUT, false, look);
+        live(&mut seed, None, LEFT, false, look);
+    }
+}
+
+/// A read opens the file late, and by then a merge has removed it.
+#[test]
+fn a_read_whose_file_is_gone_finds_its_value_where_it_is_now() {
+    const MANY: usize = 40;
+    for chance in 0..10 {
+        let mut seed = seed_of(chance, MANY);
+        live(&mut seed, None, LEFT, false, async |scene| {
+            for key in 0..MANY {
+                put(&scene, key, 20_000, Durability::Buffered).await?;
+            }
+            Ok(())
+        });
+        live(&mut seed, None, LEFT, true, async |scene| {
+            let faults = |kind, on| {
+                let faults = &mut scene.world.borrow_mut().faults;
+                faults.only(kind, 1);
+                faults.on = on;
+            };
+            // Without a descriptor for the next segment, those of all others are given back.
+            faults(Fault::NoFiles, true);
+            for _ in 0..5 {
+                put(&scene, 0, 20_000, Durability::Buffered).await?;
+            }
+            drop(rt::timeout(Duration::from_millis(50)).await);
+            faults(Fault::NoFiles, false);
+            for key in (0..MANY).step_by(3) {
+                put(&scene, key, 20_000, Durability::Buffered).await?;
+            }
+            faults(Fault::Late, true);
+            let reads: Vec<_> = (0..MANY)
+                .map(|key| {
+                    let scene = Rc::clone(&scene);
+                    rt::spawn(async move { has(&scene, key).await })
+                })
+                .collect();
+            for _ in 0..5 {
+                rt::yield_now().await; // they are under way
+            }
+            faults(Fault::Late, false);
+            scene.compact(&mut Rng::new(1)).await?;
+            for read in reads {
+                assert!(read.await.map_err(|error| format!("{error:?}"))?);
+            }
+            Ok(())
+        });
+    }
+}
