@@ -7,7 +7,7 @@
 //!
 //! The store runs on one executor of the main thread, callers and all, on a real disk. Each case is
 //! run twice with different numbers of operations, and the difference counts; what the kernel does is
-//! not in it. Fails if a case takes a tenth more than is written down here: then either mend it, or
+//! not in it. Fails if a case takes a fifth more than is written down here: then either mend it, or
 //! say in the commit what the new figure buys. Does nothing where there is no valgrind.
 
 use futures::stream::{FuturesUnordered, TryStreamExt};
@@ -18,8 +18,9 @@ use std::time::Duration;
 
 /// Keys that are there to be got.
 const KEYS: u64 = 1000;
-/// By how many percent a case may exceed its figure: how groups form is up to the disk.
-const TOLERANCE: u64 = 10;
+/// By how many percent a case may exceed its figure: how groups form is up to the disk, and which
+/// code copies and sums is up to the processor.
+const TOLERANCE: u64 = 20;
 
 /// What is counted: its name, callers, and instructions an operation when it was written down.
 const CASES: [(&str, u64, u64); 7] = [

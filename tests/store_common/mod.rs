@@ -3,13 +3,15 @@
 
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
-use ringlog::{Error, Store, rt};
+use ringlog::rt::{self, Executor, ExecutorConfig};
+use ringlog::{Error, Store};
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
 pub type Model = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -54,9 +56,21 @@ pub fn refused(dir: &Path, partitions: usize) -> Error {
     }
 }
 
-/// A directory that is in memory where there is such a thing: for what is opened very often.
+/// A directory that is in memory where there is such a thing, and it is large (in containers it often
+/// is not): for what is opened very often.
 pub fn memory_dir() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| disk_dir())
+    static LARGE: OnceLock<bool> = OnceLock::new();
+    let large = *LARGE.get_or_init(|| free_bytes("/dev/shm").is_ok_and(|free| free >= 2 << 30));
+    let in_memory = if large { tempfile::tempdir_in("/dev/shm").ok() } else { None };
+    in_memory.unwrap_or_else(disk_dir)
+}
+
+fn free_bytes(dir: &str) -> io::Result<u64> {
+    Executor::new(ExecutorConfig::default())?.block_on(async {
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+        let dir = rt::open(None, Path::new(dir), flags, 0).await?;
+        Ok(rt::free_space(&dir).await?.free)
+    })
 }
 
 /// Whether a file's name ends so.
