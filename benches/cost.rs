@@ -1,14 +1,15 @@
-//! Instructions an operation takes, counted by valgrind: the same figure on a busy machine as on an
-//! idle one, so that CI can hold it.
+//! Instructions an operation takes, counted by valgrind: within some percent the same on a busy
+//! machine as on an idle one, so that CI can hold it.
 //!
 //! ```text
 //! cargo bench --bench cost
 //! ```
 //!
-//! The store runs on one executor of the main thread, callers and all, on a real disk. Each case is
+//! The store runs on one executor of the main thread, callers and all, below `target`. Each case is
 //! run twice with different numbers of operations, and the difference counts; what the kernel does is
 //! not in it. Fails if a case takes a fifth more than is written down here: then either mend it, or
-//! say in the commit what the new figure buys. Does nothing where there is no valgrind.
+//! say in the commit what the new figure buys. Counts nothing where
+//! there is no valgrind.
 
 use futures::stream::{FuturesUnordered, TryStreamExt};
 use ringlog::rt::{Executor, ExecutorConfig};
@@ -22,7 +23,8 @@ const KEYS: u64 = 1000;
 /// code copies and sums is up to the processor.
 const TOLERANCE: u64 = 20;
 
-/// What is counted: its name, callers, and instructions an operation when it was written down.
+/// What is counted: its name, callers, and instructions an operation when it was written down, with
+/// Rust 1.95 on x86-64.
 const CASES: [(&str, u64, u64); 7] = [
     ("put", 1, 37_700),
     ("put", 64, 13_200),
@@ -99,20 +101,23 @@ fn main() -> ExitCode {
         run(case, number(callers), number(operations)).expect("the operations");
         return ExitCode::SUCCESS;
     }
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        println!("there is no valgrind here: nothing is counted");
+    let known = cfg!(target_arch = "x86_64") && Command::new("valgrind").arg("-h").output().is_ok();
+    if !known {
+        println!("nothing is counted: that takes x86-64 and valgrind");
         return ExitCode::SUCCESS;
     }
     let mut exit = ExitCode::SUCCESS;
     for (case, callers, written) in CASES {
-        let (some, more) = (1000, 4000);
-        let each = (count(case, callers, more) - count(case, callers, some)) / (more - some);
-        let allowed = written + written * TOLERANCE / 100;
-        let verdict = if each > allowed { "TOO MANY" } else { "" };
-        println!(
-            "{case:13} {callers:2} callers  {each:6} instructions, {written:6} written down  {verdict}"
-        );
-        if each > allowed {
+        let (some, more) = if written < 2000 { (1000, 41_000) } else { (1000, 4000) };
+        let each = count(case, callers, more).saturating_sub(count(case, callers, some));
+        let each = each / (more - some);
+        let verdict = match each {
+            _ if each > written + written * TOLERANCE / 100 => "TOO MANY",
+            _ if each < written / 2 => "HALF: write that down, or mend the measure",
+            _ => "",
+        };
+        println!("{case:13} {callers:2} callers {each:6} instructions ({written:6}) {verdict}");
+        if !verdict.is_empty() {
             exit = ExitCode::FAILURE;
         }
     }

@@ -12,7 +12,7 @@
 //! | `get_cached` | a get of a value that the cache has | cache |
 //! | `get` | a get of 1 KiB, by so many callers | queue, index, read |
 //!
-//! Times here differ from day to day; ratios and instructions (`--bench cost`) do not.
+//! Times differ from day to day, and most with the disk; instructions (`--bench cost`) hardly do.
 
 use criterion::{Criterion, Throughput};
 use futures::future::try_join_all;

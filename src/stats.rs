@@ -34,7 +34,8 @@ pub struct PartitionStats {
     pub commits: u64,
     /// Puts and deletes committed since opening.
     pub records: u64,
-    /// Bytes written to the log since opening.
+    /// Bytes written to the log since opening: records and their padding, and the zeroes that are
+    /// written ahead of small groups.
     pub bytes_written: u64,
 }
 

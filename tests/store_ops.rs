@@ -8,12 +8,13 @@ mod store_common;
 mod store_kit;
 
 use futures::future::{join_all, try_join_all};
+use ringlog::rt::{self, Executor, ExecutorConfig};
 use ringlog::{
     Durability, Error, MAX_KEY_LEN, MAX_VALUE_LEN, MIN_SEGMENT_BYTES, PutOptions, Store,
 };
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use store_common::{Rng, Watchdog, disk_dir, open, run};
+use store_common::{Rng, Watchdog, disk_dir, open, run, segment_path};
 use store_kit::{Map, assert_is, files, on_threads, remove_hints, scan_all, small, wait_until};
 
 const MODES: [Durability; 3] =
@@ -788,4 +789,27 @@ fn every_test_in_the_table_of_edge_cases_exists() {
     }
     assert_eq!(rows, 49);
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn zeroes_are_written_ahead_of_small_groups_where_io_is_direct() {
+    let dir = disk_dir();
+    let store = Store::open(dir.path(), 1).unwrap();
+    for n in 0..100 {
+        run(store.put(format!("key {n}"), [7; 1000])).unwrap();
+    }
+    let log = segment_path(dir.path(), 0, 1);
+    let direct = Executor::new(ExecutorConfig::default()).unwrap().block_on(async {
+        let log = rt::open(None, &log, libc::O_RDONLY, 0).await.unwrap();
+        rt::stat(&log).await.unwrap().direct.is_some()
+    });
+    // A block for each put, and an idle mark or two.
+    let groups = 100 * 4096;
+    let written = || run(store.stats()).unwrap().total().bytes_written;
+    if direct {
+        wait_until("a piece of zeroes is written", || written() >= groups + (256 << 10));
+    } else {
+        assert!(written() < groups + (256 << 10));
+    }
+    run(store.close()).unwrap();
 }

@@ -22,7 +22,7 @@ const PIECES: u64 = 4;
 
 /// A piece that is being written.
 #[derive(Debug)]
-struct Busy {
+struct Piece {
     start: u64,
     done: Rc<Event>,
 }
@@ -37,7 +37,7 @@ pub(crate) struct Ahead {
     /// The last piece that was written ends here.
     end: Cell<u64>,
     running: Cell<bool>,
-    busy: RefCell<Option<Busy>>,
+    writing: RefCell<Option<Piece>>,
     failed: RefCell<Option<io::Error>>,
 }
 
@@ -46,15 +46,16 @@ impl Ahead {
     pub(crate) fn new(segment: Rc<Segment>, limit: u64) -> Self {
         let piece = (limit / 128 / BLOCK * BLOCK).clamp(BLOCK, PIECE);
         let (claimed, end, running) = (Cell::new(BLOCK), Cell::new(BLOCK), Cell::new(false));
-        let (busy, failed) = (RefCell::default(), RefCell::default());
-        Self { segment, piece, claimed, end, running, busy, failed }
+        let (writing, failed) = (RefCell::default(), RefCell::default());
+        Self { segment, piece, claimed, end, running, writing, failed }
     }
 
     /// Whether to [`run`](Self::run) now, after a group of so many bytes. It counts as running then.
-    pub(crate) fn starts(&self, group: usize) -> bool {
+    pub(crate) fn starts(&self, group: usize, prepared: u64) -> bool {
         let small = group as u64 <= (self.piece / 8).max(BLOCK);
         let near = self.end.get() < self.claimed.get().saturating_add(PIECES / 2 * self.piece);
-        let starts = small && near && self.segment.is_direct() && !self.running.get();
+        let can = self.segment.is_direct() && !self.running.get();
+        let starts = small && near && can && self.next(prepared).is_some();
         self.running.set(starts || self.running.get());
         starts
     }
@@ -63,8 +64,8 @@ impl Ahead {
     pub(crate) async fn claim(&self, end: u64) -> io::Result<()> {
         self.claimed.set(self.claimed.get().max(end));
         loop {
-            let done = match &*self.busy.borrow() {
-                Some(busy) if busy.start < end => Rc::clone(&busy.done),
+            let done = match &*self.writing.borrow() {
+                Some(piece) if piece.start < end => Rc::clone(&piece.done),
                 _ => break,
             };
             done.wait().await;
@@ -72,30 +73,39 @@ impl Ahead {
         self.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Writes the pieces that are missing, as far as the segment is prepared.
-    pub(crate) async fn run(&self, prepared: u64, sync: bool) {
-        let mut zeroes = AlignedBuf::new();
+    /// No more pieces: the segment is sealed, or writing to it has failed.
+    pub(crate) fn stop(&self) {
+        self.claimed.set(u64::MAX);
+    }
+
+    /// Writes the pieces that are missing, as far as the segment is prepared. Tells how many bytes
+    /// that were.
+    pub(crate) async fn run(&self, prepared: u64, sync: bool) -> u64 {
+        let _running = Running(self);
+        let (mut zeroes, mut written) = (AlignedBuf::new(), 0);
         while let Some((start, len)) = self.next(prepared) {
             zeroes.resize(len);
             let done = Rc::new(Event::new());
-            self.busy.replace(Some(Busy { start, done: Rc::clone(&done) }));
+            self.writing.replace(Some(Piece { start, done: Rc::clone(&done) }));
             let (result, buf) = self.segment.write(zeroes, start, sync, false).await;
             zeroes = buf;
+            written += len as u64;
             self.end.set(start + len as u64);
-            self.busy.take();
+            self.writing.take();
             done.set();
             if let Err(error) = result {
                 self.failed.replace(Some(error));
                 break;
             }
         }
-        self.running.set(false);
+        written
     }
 
     /// Where the next piece begins, and its length.
     fn next(&self, prepared: u64) -> Option<(u64, usize)> {
-        // The next groups are on their way already, and are not to wait.
-        let clear = self.claimed.get().checked_add((self.piece / 4).next_multiple_of(BLOCK))?;
+        // A lead for the groups that come meanwhile: they are not to wait for this piece.
+        let lead = (self.piece / 4).next_multiple_of(BLOCK);
+        let clear = self.claimed.get().checked_add(lead)?;
         let start = self.end.get().max(clear).next_multiple_of(BLOCK);
         let end = (start + self.piece).min(prepared / BLOCK * BLOCK);
         let wanted = start < clear + PIECES * self.piece;
@@ -104,36 +114,50 @@ impl Ahead {
     }
 }
 
+/// While pieces are written. However that ends, nobody waits for it for ever.
+struct Running<'a>(&'a Ahead);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let Self(ahead) = self;
+        ahead.running.set(false);
+        if let Some(cut_short) = ahead.writing.take() {
+            let error = io::Error::other("zeroes that were being written were dropped");
+            ahead.failed.replace(Some(error));
+            cut_short.done.set();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::log::Identity;
-    use crate::rt::{Executor, ExecutorConfig, spawn, yield_now};
+    use crate::rt::{Executor, ExecutorConfig};
+    use futures::poll;
+    use std::pin::pin;
 
     const LIMIT: u64 = 512 * BLOCK;
     const PREPARED: u64 = 32 * BLOCK;
+    const BLOCKS: usize = 32;
 
-    /// What 0xff is written over is seen if zeroes are written over that.
-    async fn fill(segment: &Segment, from: u64, blocks: usize) {
-        let mut buf = AlignedBuf::new();
-        buf.extend_from_slice(&vec![0xff; BLOCK_LEN * blocks]);
-        segment.write(buf, from, false, false).await.0.unwrap();
-    }
-
-    async fn blocks(segment: &Segment) -> Vec<u8> {
-        let bytes = segment.read(0, 32 * BLOCK_LEN).await.unwrap();
-        bytes.chunks(BLOCK_LEN).map(|block| block[BLOCK_LEN - 1]).collect()
-    }
-
+    /// All blocks are full of 0xff, so zeroes are seen.
     fn on_a_segment<F: Future>(work: impl FnOnce(Rc<Segment>) -> F) -> F::Output {
         let dir = tempfile::tempdir().unwrap();
         Executor::new(ExecutorConfig::default()).unwrap().block_on(async {
             let identity = Identity { store: [7; 16], partition: 0 };
             let made = Segment::create(dir.path(), &identity, 1, 2, PREPARED).await;
             let segment = Rc::new(made.unwrap());
-            fill(&segment, 0, 32).await;
+            let mut full = AlignedBuf::new();
+            full.extend_from_slice(&vec![0xff; BLOCKS * BLOCK_LEN]);
+            segment.write(full, 0, false, false).await.0.unwrap();
             work(segment).await
         })
+    }
+
+    async fn last_bytes(segment: &Segment) -> Vec<u8> {
+        let bytes = segment.read(0, BLOCKS * BLOCK_LEN).await.unwrap();
+        bytes.chunks(BLOCK_LEN).map(|block| block[BLOCK_LEN - 1]).collect()
     }
 
     #[test]
@@ -142,35 +166,50 @@ mod tests {
             let ahead = Ahead::new(Rc::clone(&segment), LIMIT);
             assert_eq!(ahead.piece, 4 * BLOCK);
             ahead.claim(3 * BLOCK).await.unwrap();
-            ahead.run(PREPARED, false).await;
-            let after = blocks(&segment).await;
+            assert_eq!(ahead.run(PREPARED, false).await, 16 * BLOCK);
+            let after = last_bytes(&segment).await;
             assert!(after[..4].iter().all(|&byte| byte == 0xff), "{after:?}");
             assert!(after[4..20].iter().all(|&byte| byte == 0), "{after:?}");
             assert!(after[20..].iter().all(|&byte| byte == 0xff), "{after:?}");
             ahead.claim(30 * BLOCK).await.unwrap();
+            assert_eq!(ahead.run(PREPARED, false).await, BLOCK);
+            assert_eq!(last_bytes(&segment).await[20..31], [0xff; 11]);
+            assert_eq!(last_bytes(&segment).await[31], 0);
+            ahead.stop();
+            assert_eq!(ahead.run(u64::MAX, false).await, 0, "it is ended");
+        });
+    }
+
+    #[test]
+    fn zeroes_are_wanted_while_groups_are_small_and_there_are_too_few() {
+        on_a_segment(|segment| async move {
+            let ahead = Ahead::new(Rc::clone(&segment), LIMIT);
+            if !segment.is_direct() {
+                return assert!(!ahead.starts(BLOCK_LEN, PREPARED));
+            }
+            assert!(!ahead.starts(BLOCK_LEN + 1, PREPARED), "for a large group");
+            assert!(!ahead.starts(BLOCK_LEN, 2 * BLOCK), "there is nothing prepared");
+            assert!(ahead.starts(BLOCK_LEN, PREPARED));
+            assert!(!ahead.starts(BLOCK_LEN, PREPARED), "it runs");
             ahead.run(PREPARED, false).await;
-            assert_eq!(blocks(&segment).await[20..31], [0xff; 11]);
-            assert_eq!(blocks(&segment).await[31], 0);
-            ahead.claim(u64::MAX).await.unwrap();
-            ahead.run(u64::MAX, false).await;
-            assert_eq!(segment.read(PREPARED, 1).await.unwrap().len(), 0, "it is ended");
+            assert!(!ahead.starts(BLOCK_LEN, PREPARED), "there are enough");
+            ahead.claim(12 * BLOCK).await.unwrap();
+            assert!(ahead.starts(BLOCK_LEN, PREPARED), "half of them are used up");
         });
     }
 
     #[test]
     fn a_group_waits_for_the_piece_that_is_written_where_it_goes() {
         on_a_segment(|segment| async move {
-            let ahead = Rc::new(Ahead::new(Rc::clone(&segment), LIMIT));
-            let zeroes = {
-                let ahead = Rc::clone(&ahead);
-                spawn(async move { ahead.run(PREPARED, false).await })
-            };
-            // The first piece, from block 2 on, is on its way after this, or done.
-            yield_now().await;
-            ahead.claim(10 * BLOCK).await.unwrap();
-            fill(&segment, BLOCK, 9).await;
-            zeroes.await.unwrap();
-            assert_eq!(blocks(&segment).await[..10], [0xff; 10]);
+            let ahead = Ahead::new(segment, LIMIT);
+            let done = Rc::new(Event::new());
+            ahead.writing.replace(Some(Piece { start: 8 * BLOCK, done: Rc::clone(&done) }));
+            ahead.claim(8 * BLOCK).await.unwrap();
+            let mut claim = pin!(ahead.claim(9 * BLOCK));
+            assert!(poll!(&mut claim).is_pending());
+            ahead.writing.take();
+            done.set();
+            assert!(poll!(&mut claim).is_ready());
         });
     }
 
@@ -178,9 +217,26 @@ mod tests {
     fn a_group_fails_by_what_could_not_be_written_ahead_of_it() {
         on_a_segment(|segment| async move {
             let ahead = Ahead::new(Rc::clone(&segment), LIMIT);
-            ahead.failed.replace(Some(io::ErrorKind::PermissionDenied.into()));
+            // A direct write has to begin where a block does, and any at a place that there is.
+            ahead.end.set(u64::MAX / 2 / BLOCK * BLOCK);
+            ahead.claimed.set(ahead.end.get());
+            ahead.run(u64::MAX, false).await;
             let failed = ahead.claim(BLOCK).await.unwrap_err();
-            assert_eq!(failed.kind(), io::ErrorKind::PermissionDenied);
+            assert!(failed.raw_os_error().is_some(), "{failed}");
+            ahead.claim(BLOCK).await.unwrap();
+        });
+    }
+
+    #[test]
+    fn a_group_fails_if_what_was_written_ahead_of_it_was_dropped() {
+        on_a_segment(|segment| async move {
+            let ahead = Ahead::new(segment, LIMIT);
+            {
+                let mut zeroes = pin!(ahead.run(PREPARED, false));
+                assert!(poll!(&mut zeroes).is_pending());
+            }
+            ahead.claim(9 * BLOCK).await.unwrap_err();
+            assert!(!ahead.running.get());
         });
     }
 }

@@ -187,13 +187,14 @@ impl Writer {
     }
 
     /// Zeroes to write ahead, after a group of so many bytes: beside the traffic, until they are.
+    /// Tells how many bytes that were.
     pub(crate) fn zeroes_after(
         &self,
         group: usize,
         sync: bool,
-    ) -> Option<impl Future<Output = ()> + use<>> {
+    ) -> Option<impl Future<Output = u64> + use<>> {
         let (ahead, prepared) = (Rc::clone(&self.ahead), self.prepared);
-        ahead.starts(group).then_some(async move { ahead.run(prepared, sync).await })
+        ahead.starts(group, prepared).then_some(async move { ahead.run(prepared, sync).await })
     }
 
     /// Makes durable what was written.
@@ -227,6 +228,7 @@ impl Writer {
     pub(crate) async fn seal(&mut self, sequence: u64, clock: u64, next: u64) -> io::Result<u64> {
         self.sync().await?;
         // Nothing comes behind the seal.
+        self.ahead.stop();
         self.ahead.claim(u64::MAX).await?;
         self.seal_as_durable(self.tail, sequence, clock, next).await
     }

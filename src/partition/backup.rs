@@ -10,6 +10,7 @@ use super::recover::{Plan, copy_file, hint_of, make_segment};
 use super::space::Extant;
 use super::walk::Pins;
 use crate::error::{Error, Result};
+use crate::log::scan::{Scan, Strictness};
 use crate::log::segment::{Segment, sync_dir};
 use crate::log::writer::Writer;
 use crate::log::{BLOCK, CHUNK};
@@ -119,9 +120,25 @@ impl BackupPart {
         rt::fsync(&fd, false).await.map_err(Error::io("sync", &path))?;
         drop(fd);
         let (copy, _) = Segment::open(dir, &self.partition.identity, segment.id).await?;
-        let sealed = Writer::seal_found(Rc::new(copy), end, self.sequence, self.clock, next).await;
-        sealed.map(drop).map_err(Error::io("seal", &path))
+        let copy = Rc::new(copy);
+        let sealing = Writer::seal_found(Rc::clone(&copy), end, self.sequence, self.clock, next);
+        let seal = sealing.await.map_err(Error::io("seal", &path))?;
+        // What was copied need not have been durable, and a sync that failed meanwhile may have
+        // lost it.
+        let checked = check(&copy, seal).await;
+        if checked.is_err() {
+            self.partition.check()?;
+        }
+        checked
     }
+}
+
+/// Reads a sealed segment from end to end.
+async fn check(segment: &Segment, seal: u64) -> Result<()> {
+    let strictness = Strictness { sealed: true, salvage: false };
+    let mut scan = Scan::new(segment, seal + BLOCK, strictness);
+    while scan.next().await?.is_some() {}
+    Ok(())
 }
 
 /// By a hard link where both are on one file system.

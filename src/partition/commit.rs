@@ -368,7 +368,11 @@ impl Partition {
             places.extend(group.iter().map(|staged| self.encode(writer, staged)));
             let written = writer.finish(sync).await?;
             if let Some(zeroes) = writer.zeroes_after(written, sync) {
-                self.chore(zeroes);
+                let partition = Rc::clone(self);
+                self.chore(async move {
+                    let bytes = zeroes.await;
+                    partition.count(|stats| stats.bytes_written += bytes);
+                });
             }
             commit.groups.set(commit.groups.get() + 1);
             self.ledger.borrow_mut().space.set_len(

@@ -50,7 +50,7 @@ pub(super) enum State {
 }
 
 /// No partition comes to have so many segments. They are counted on from the last that there is.
-const LAST_ID: u64 = u64::MAX >> 1;
+pub(super) const LAST_ID: u64 = u64::MAX >> 1;
 /// No partition comes to so many writes. They are counted on too.
 const LAST_SEQUENCE: u64 = u64::MAX >> 1;
 

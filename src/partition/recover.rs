@@ -8,7 +8,7 @@ use super::clock::Clock;
 use super::commit::{Commit, Spare};
 use super::digest::Digest;
 use super::ledger::Ledger;
-use super::load::{Loaded, State, list, load};
+use super::load::{LAST_ID, Loaded, State, list, load};
 use super::rotate::{SPARES, is_full};
 use super::space::Space;
 use super::staged::Op;
@@ -84,6 +84,8 @@ impl Plan {
         let last = plan.find_last(&mut ids).await?;
         let next = last.as_ref().map_or(FIRST_ID, |last| last.next);
         plan.check_next(&names.ids, next)?;
+        // Also if it is gone, as a salvage puts up with.
+        plan.next_id = plan.next_id.max(next.min(LAST_ID) + 1);
         if let Some(last) = last {
             plan.load_older(ids, &last).await?;
             plan.take(last);
