@@ -76,8 +76,9 @@ fn lives_on_a_failing_disk_lose_nothing_and_invent_nothing() {
     }
     assert!(sum.opened > sum.refused);
     for (branch, met) in BRANCHES.iter().zip(sum.met) {
-        // These need a full disk at the right moment, or harm to two places at once.
-        let rare = [Branch::Unnamed, Branch::Beyond].map(|branch| BRANCHES[branch as usize]);
+        // These need a full disk or an end just then, or harm to two places at once.
+        let rare = [Branch::Unnamed, Branch::BackupLate, Branch::Beyond];
+        let rare = rare.map(|branch| BRANCHES[branch as usize]);
         assert!(met > 0 || rare.contains(branch), "never met: {branch}");
     }
 }
@@ -85,7 +86,8 @@ fn lives_on_a_failing_disk_lose_nothing_and_invent_nothing() {
 /// Seeds that found a bug when there was one.
 #[test]
 fn seeds_that_found_bugs_stay_green() {
-    for seed in [8, 52, 144, 254, 371, 722, 1625, 2581, 3543, 3702, 4641, 4947, 5168, 8318, 8821] {
+    let few = [8, 52, 144, 254, 371, 722, 1625, 2581, 3543, 3702, 4641, 4947, 5168, 8318, 8821];
+    for seed in few.into_iter().chain([2_005_880, 2_040_592]) {
         if let Err(why) = sim::run(seed) {
             again(seed, &why);
         }

@@ -86,7 +86,7 @@ impl Shown {
     }
 }
 
-/// To compare with: that looks at many bytes at a time.
+/// Comparing with these looks at many bytes at a time.
 static ZEROES: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
 
 /// How many zeroes bytes begin with, or not many less.
