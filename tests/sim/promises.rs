@@ -142,6 +142,37 @@ fn what_was_said_to_have_expired_stays_away_though_the_clock_is_set_back() {
     }
 }
 
+/// Each opening hands on how late it had been, and the next knows it from there.
+#[test]
+fn what_has_expired_stays_away_through_openings_with_the_clock_ever_further_back() {
+    for chance in 0..10 {
+        let mut seed = seed(chance);
+        live(&mut seed, None, LEFT, false, async |scene| {
+            let (expiry, rng) = (scene.wall() + 50, &mut Rng::new(1));
+            let always = Condition::Always;
+            scene.put_so(rng, EXPIRES, 100, Durability::Sync, expiry, always).await?;
+            drop(rt::timeout(Duration::from_millis(100)).await);
+            assert!(!has(&scene, EXPIRES).await);
+            Ok(())
+        });
+        for opening in 0..4 {
+            {
+                let world = &mut *seed.world.borrow_mut();
+                world.wall -= 10_000;
+                world.wall_sets += 1;
+            }
+            let how = if opening % 2 == 0 { LEFT } else { CUT };
+            live(&mut seed, None, how, false, async |scene| {
+                assert!(!has(&scene, EXPIRES).await, "it is back after opening {opening}");
+                if opening == 2 {
+                    put(&scene, 2, 100, Durability::Sync).await?;
+                }
+                Ok(())
+            });
+        }
+    }
+}
+
 /// Whenever the making of a store is cut short, the next opening relies on nothing that can still
 /// go.
 #[test]
