@@ -19,6 +19,10 @@ fn path_of(path: *const libc::c_char) -> &'static str {
     unsafe { CStr::from_ptr(path) }.to_str().unwrap()
 }
 
+pub fn is_segment(path: &str) -> bool {
+    path.rsplit_once('.').is_some_and(|(_, ending)| ending == "log")
+}
+
 fn count(n: u64) -> i32 {
     i32::try_from(n).unwrap()
 }
@@ -306,7 +310,9 @@ impl World {
             return Err(libc::EMFILE);
         }
         let before = self.disk.now;
-        let ino = self.disk.open(path, flags)?;
+        let opened = self.disk.open(path, flags);
+        self.missed += u64::from(opened == Err(libc::ENOENT) && is_segment(path));
+        let ino = opened?;
         self.mutations += u64::from(self.disk.now != before);
         let draft = path.strip_suffix(".new").filter(|_| self.disk.now != before);
         if let Some(draft) = draft {

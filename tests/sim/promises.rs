@@ -32,7 +32,8 @@ fn seed_of(chance: u64, keys: usize) -> Seed {
     seed
 }
 
-/// A life that ends after so many turns of its driver, or when its work is done.
+/// A life that ends after so many turns of its driver, or when its work is done. Tells whether it
+/// came to that.
 #[track_caller]
 fn live<F>(
     seed: &mut Seed,
@@ -40,7 +41,8 @@ fn live<F>(
     (end, crash): (End, Crash),
     may_fail: bool,
     work: impl FnOnce(Rc<Scene>) -> F,
-) where
+) -> bool
+where
     F: Future<Output = Checked>,
 {
     {
@@ -52,6 +54,7 @@ fn live<F>(
     let plan = Plan { calm, end_at, end, may_fail, may_be_corrupt, closes };
     let lived = seed.pass(plan, |scene, _| async move { work(scene).await });
     lived.unwrap_or_else(|why| panic!("{end_at:?}: {why}"));
+    end_at.is_none_or(|at| seed.world.borrow().steps < at)
 }
 
 const LEFT: (End, Crash) = (End::Kill, Crash::Keeps);
@@ -177,22 +180,25 @@ fn what_has_expired_stays_away_through_openings_with_the_clock_ever_further_back
 /// go.
 #[test]
 fn a_store_whose_making_was_killed_keeps_what_is_written_after() {
+    let mut over = false;
     for at in 0..120 {
         let mut seed = seed(at);
-        live(&mut seed, Some(at), LEFT, false, look);
+        over = live(&mut seed, Some(at), LEFT, false, look);
         live(&mut seed, None, CUT, false, async |scene| {
             put(&scene, 2, 100, Durability::Sync).await
         });
         live(&mut seed, None, LEFT, false, look);
     }
+    assert!(over, "it goes on after the last turn");
 }
 
 /// A seal is never there without what it seals.
 #[test]
 fn a_rotation_that_is_cut_short_leaves_no_damage() {
+    let mut over = false;
     for at in 0..400 {
         let mut seed = seed(at);
-        live(&mut seed, Some(at), (End::PowerCut, Crash::Picks), false, async |scene| {
+        over = live(&mut seed, Some(at), (End::PowerCut, Crash::Picks), false, async |scene| {
             for key in [2, 3, 2, 3, 2] {
                 put(&scene, key, 15_000, Durability::Buffered).await?;
             }
@@ -200,6 +206,7 @@ fn a_rotation_that_is_cut_short_leaves_no_damage() {
         });
         live(&mut seed, None, CUT, false, look);
     }
+    assert!(over, "it goes on after the last turn");
 }
 
 /// After a sync that failed a page cache may have what the device has not.
@@ -267,6 +274,7 @@ fn a_read_whose_file_is_gone_finds_its_value_where_it_is_now() {
             for read in reads {
                 assert!(read.await.map_err(|error| format!("{error:?}"))?);
             }
+            assert!(scene.world.borrow().missed > 0, "no read came too late");
             Ok(())
         });
     }

@@ -75,6 +75,8 @@ pub struct World {
     pub dropped: bool,
     /// Performed writes of any kind, to files or names.
     pub mutations: u64,
+    /// Segments that were opened in vain: their files were gone.
+    pub missed: u64,
     pub files: BTreeMap<RawFd, Open>,
     pub in_flight: BTreeMap<(u64, u64), Job>,
     next: u64,
@@ -125,6 +127,7 @@ impl World {
             lies: false,
             dropped: false,
             mutations: 0,
+            missed: 0,
             files: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             next: 0,
