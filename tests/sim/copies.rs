@@ -23,6 +23,13 @@ pub struct Copied {
     made: bool,
 }
 
+impl Copied {
+    /// Whether it was said to be whole.
+    pub fn is_made(&self) -> bool {
+        self.made
+    }
+}
+
 impl Scene {
     /// Makes a backup, the first of this life.
     pub async fn back_up(&self, rng: &mut Rng) -> Checked {

@@ -3,11 +3,14 @@
 
 use crate::sim::clients::{Checked, Condition, Scene};
 use crate::sim::content::Crash;
+use crate::sim::copies::Copied;
 use crate::sim::faults::Fault;
-use crate::sim::life::{Plan, Seed};
+use crate::sim::life::{DIR, Plan, Seed};
 use crate::sim::model::Model;
+use crate::sim::perform::is_segment;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Direct, End};
+use ringlog::rt::driver::Request;
 use ringlog::{Durability, rt};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -278,4 +281,65 @@ fn a_read_whose_file_is_gone_finds_its_value_where_it_is_now() {
             Ok(())
         });
     }
+}
+
+/// Whether the next sync is one of a segment of the store.
+fn syncs_next(scene: &Scene) -> bool {
+    let world = scene.world.borrow();
+    let synced = world.in_flight.values().find_map(|job| match job.request {
+        Request::Fsync { fd, .. } => Some(world.files[&fd].ino),
+        _ => None,
+    });
+    let own = |path: &str| path.starts_with(DIR) && is_segment(path);
+    let files = world.disk.files();
+    files.iter().any(|(path, ino)| Some(*ino) == synced && own(path))
+}
+
+/// What was acknowledged without a sync is copied from a cache, or from what a sync that fails has
+/// left of it.
+#[test]
+fn a_backup_is_not_said_to_be_whole_if_what_it_copies_is_lost_meanwhile() {
+    let (mut made, mut not_begun, mut refused) = (0, 0, 0);
+    for chance in 0..150 {
+        let mut seed = seed(chance);
+        seed.world.borrow_mut().direct = Direct::Align { memory: 512, offset: 512 };
+        live(&mut seed, None, LEFT, true, async |scene| {
+            for key in 0..KEYS {
+                put(&scene, key, 4_000, Durability::Buffered).await?;
+            }
+            let copies = Rc::clone(&scene);
+            let copying = rt::spawn(async move { copies.back_up(&mut Rng::new(1)).await });
+            drop(rt::timeout(Duration::from_micros(20 * chance)).await);
+            let (syncs, synced) = (Rc::clone(&scene), Rc::new(Cell::new(false)));
+            let over = Rc::clone(&synced);
+            let syncing = rt::spawn(async move {
+                let outcome = syncs.sync(&mut Rng::new(1)).await;
+                over.set(true);
+                outcome
+            });
+            // This one fails, and none of the copy's.
+            scene.world.borrow_mut().faults.only(Fault::SyncError, 1);
+            while !scene.world.borrow().dropped && !synced.get() {
+                let next = syncs_next(&scene);
+                scene.world.borrow_mut().faults.on = next;
+                rt::yield_now().await;
+            }
+            scene.world.borrow_mut().faults.on = false;
+            syncing.await.map_err(|error| format!("{error:?}"))??;
+            copying.await.map_err(|error| format!("{error:?}"))??;
+            end(&scene, End::Kill).await
+        });
+        let is_made = seed.copied.borrow().as_ref().is_some_and(Copied::is_made);
+        let files = seed.world.borrow().disk.files();
+        let of_copy = |path: &str| path.starts_with("/sim/copy") && is_segment(path);
+        let segments = files.iter().filter(|(path, _)| of_copy(path)).count();
+        // The one that goes on is made first; when there is the other, it is being copied.
+        match (is_made, segments) {
+            (true, _) => made += 1,
+            (false, 2..) => refused += 1,
+            (false, _) => not_begun += 1,
+        }
+        seed.check_copy().unwrap_or_else(|why| panic!("{chance}: {why}"));
+    }
+    assert!(made > 20 && not_begun > 20 && refused > 20, "{made}, {not_begun}, {refused}");
 }
