@@ -664,13 +664,15 @@ fn stats_add_up() {
     let total = stats.total();
     assert_eq!((total.keys, total.records, total.commits), (20, 41, 41), "one at a time");
     let written = 41 * block;
-    assert_eq!(total.bytes_written, written, "each in a block of its own");
+    // Zeroes that are written ahead of them are whole blocks.
+    let zeroes = total.bytes_written.checked_sub(written).expect("each in a block of its own");
+    assert_eq!(zeroes % block, 0);
     assert_eq!(total.log_bytes, written + 3 * block);
     for (n, partition) in stats.partitions.iter().enumerate() {
         let log = fs::read(log_path(dir.path(), n)).unwrap();
         let end = entries(&log).iter().rfind(|entry| entry.is_change()).unwrap().end;
         assert_eq!(partition.log_bytes, end.next_multiple_of(BLOCK) as u64);
-        assert_eq!(partition.bytes_written, partition.log_bytes - block);
+        assert!(partition.bytes_written >= partition.log_bytes - block);
     }
     run(store.close()).unwrap();
 
