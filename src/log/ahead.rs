@@ -76,7 +76,7 @@ impl Ahead {
         self.failed.take().map_or(Ok(()), Err)
     }
 
-    /// No more pieces: the segment is sealed, or writing to it has failed.
+    /// No more pieces: the segment is sealed.
     pub(crate) fn stop(&self) {
         self.claimed.set(u64::MAX);
     }
