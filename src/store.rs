@@ -481,10 +481,15 @@ impl Store {
         if value.len() > MAX_VALUE_LEN {
             return Err(Error::ValueTooLarge { len: value.len() });
         }
+        // In one piece of memory, which the two share: what one thread allocates and another frees
+        // is dear.
+        let sum = body_sum(key, value);
+        let mut value = Bytes::from([key, value].concat());
+        let key = value.split_to(key.len());
         Ok(Put {
-            key: Bytes::copy_from_slice(key),
-            value: Bytes::copy_from_slice(value),
-            sum: body_sum(key, value),
+            key,
+            value,
+            sum,
             expiry: options.expiry,
             condition: options.condition,
             durability: options.durability.unwrap_or(self.inner.durability),

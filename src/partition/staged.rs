@@ -27,7 +27,9 @@ pub(super) enum Failure {
 #[derive(Debug, Default)]
 pub(super) struct Ticket {
     outcome: RefCell<Option<Result<(), Failure>>>,
-    waiters: RefCell<Vec<Waker>>,
+    /// Nearly always there is one, and it needs no allocation.
+    waiter: RefCell<Option<Waker>>,
+    more: RefCell<Vec<Waker>>,
 }
 
 impl Ticket {
@@ -40,7 +42,10 @@ impl Ticket {
         let outcome = poll_fn(|cx| match &*self.outcome.borrow() {
             Some(outcome) => Poll::Ready(outcome.clone()),
             None => {
-                self.waiters.borrow_mut().push(cx.waker().clone());
+                let waker = cx.waker().clone();
+                if let Some(before) = self.waiter.replace(Some(waker)) {
+                    self.more.borrow_mut().push(before);
+                }
                 Poll::Pending
             }
         });
@@ -57,7 +62,8 @@ impl Ticket {
     }
 
     pub(super) fn wake(&self) {
-        for waiter in self.waiters.take() {
+        let (waiter, more) = (self.waiter.take(), self.more.take());
+        for waiter in more.into_iter().chain(waiter) {
             waiter.wake();
         }
     }

@@ -49,7 +49,7 @@ struct Resident {
 /// A task's place in the table.
 struct Slot {
     /// `None` while it is being polled, and always for the future of a `block_on`.
-    resident: Option<Box<Resident>>,
+    resident: Option<Resident>,
     /// It is in the ready queue, where each task is but once.
     queued: bool,
 }
@@ -304,11 +304,11 @@ impl Context {
     fn admit(&self, header: Arc<Header>, body: Body, live: Live) {
         let waker = Waker::from(Arc::clone(&header));
         let place = Arc::clone(&header);
-        self.give_key(&place, Some(Box::new(Resident { body, waker, header, live })));
+        self.give_key(&place, Some(Resident { body, waker, header, live }));
     }
 
     /// Puts a task into the table, and has it polled.
-    fn give_key(&self, header: &Header, resident: Option<Box<Resident>>) -> Key {
+    fn give_key(&self, header: &Header, resident: Option<Resident>) -> Key {
         let key = self.tasks.borrow_mut().insert(Slot { resident, queued: false });
         header.set_key(key);
         self.wake(key);
@@ -431,7 +431,7 @@ impl Context {
             }
             (Some(Poll::Pending), Some(hop)) => {
                 self.tasks.borrow_mut().remove(key);
-                self.depart(*resident, hop);
+                self.depart(resident, hop);
             }
             _ => {
                 self.tasks.borrow_mut().remove(key);
