@@ -411,7 +411,7 @@ fn verification_finds_a_changed_byte_in_any_record_dead_or_alive() {
     for alive in [true, false] {
         for sealed in [true, false] {
             let dir = disk_dir();
-            let store = small(dir.path(), 1).open().unwrap();
+            let store = small(dir.path(), 1).cache_bytes(0).open().unwrap();
             put_cold(&store, 40);
             let rare = b"a value that is nowhere else";
             run(store.put("rare", rare)).unwrap();
@@ -479,7 +479,7 @@ fn verification_finds_a_hint_that_does_not_say_what_its_segment_holds() {
 #[test]
 fn a_segment_that_was_cut_under_the_store_is_damage_and_not_absence() {
     let dir = disk_dir();
-    let store = small(dir.path(), 1).open().unwrap();
+    let store = small(dir.path(), 1).cache_bytes(0).open().unwrap();
     put_cold(&store, 100);
     let (path, at) = find(dir.path(), &cold(20).1);
     let file = fs::File::options().write(true).open(&path).unwrap();

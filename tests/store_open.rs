@@ -655,7 +655,7 @@ fn an_interrupted_creation_may_be_done_again_with_other_partitions() {
 fn damage_under_an_open_store_is_noticed_by_the_reader() {
     let _one = one_at_a_time();
     let dir = memory_dir();
-    let store = open(dir.path(), 1);
+    let store = Store::builder(dir.path()).cache_bytes(0).open().unwrap();
     run(store.put("first", "one")).unwrap();
     run(store.put("key", "some value")).unwrap();
     let log = log_path(dir.path(), 0);

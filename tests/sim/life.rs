@@ -72,6 +72,7 @@ pub struct Seed {
     pub model: Rc<RefCell<Model>>,
     pub partitions: usize,
     pub segment_bytes: u64,
+    pub cache_bytes: usize,
     pub durability: Durability,
     bytes: u64,
     pub summary: Rc<RefCell<Summary>>,
@@ -97,6 +98,8 @@ impl Seed {
             partitions: rng.pick(&[1, 1, 2, 3]),
             segment_bytes: rng.pick(&[64 << 10, 64 << 10, 64 << 10, 256 << 10, 2 << 20]),
             durability: rng.pick(&[Durability::Sync, Durability::Sync, buffered]),
+            // Most read what the disk has; in some the cache has all, or a few.
+            cache_bytes: Rng::new(!seed).pick(&[0, 0, 0, 16 << 10, 64 << 20]),
             bytes: rng.pick(&[32, 400, 3000, 12_000]),
             summary: Rc::default(),
             operations: Rc::default(),
@@ -243,7 +246,7 @@ impl Seed {
 
     fn builder(&self, dir: &str) -> ringlog::Builder {
         let builder = Store::builder(dir).partitions(self.partitions).durability(self.durability);
-        builder.segment_bytes(self.segment_bytes)
+        builder.segment_bytes(self.segment_bytes).cache_bytes(self.cache_bytes)
     }
 
     /// From the opening to the end.

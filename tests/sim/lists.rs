@@ -116,6 +116,7 @@ fn play(list: &List, lies: bool) -> Result<(), String> {
     seed.world.borrow_mut().lies = lies;
     seed.model = Rc::new(RefCell::new(model));
     (seed.partitions, seed.segment_bytes) = (list.partitions, 64 << 10);
+    seed.cache_bytes = 0;
     seed.durability = Durability::Sync;
     // And one more, to see what is left.
     let last = (Vec::new(), Ending::Closed);

@@ -31,6 +31,7 @@ fn seed_of(chance: u64, keys: usize) -> Seed {
     seed.world.borrow_mut().moment = Rc::clone(model.moment());
     seed.model = Rc::new(RefCell::new(model));
     (seed.partitions, seed.segment_bytes) = (1, 64 << 10);
+    seed.cache_bytes = 0;
     seed.durability = Durability::Sync;
     seed
 }
