@@ -195,6 +195,7 @@ pub(crate) async fn open_dir(
     lock: Arc<dyn Any + Send + Sync>,
 ) -> Result<(Superblock, Vec<Opened>, OpenReport)> {
     let dir = &options.dir;
+    rt::outlive_operations(&lock);
     let found = Superblock::read(dir).await?;
     if let Some(superblock) = found
         && superblock.partitions as usize != options.partitions
@@ -248,10 +249,12 @@ async fn open_partitions(
     }
     let plans: Vec<Owned<Cell<Option<Plan>>>> = all(plans).await?;
     let opening = plans.iter().map(|plan| {
-        // Each partition holds the lock: while a thread may still write to a log, whatever
-        // became of the store's handles, nobody else opens the directory.
+        // Each partition holds the lock, and so do the operations that its thread has in flight:
+        // while one may still write to a log, whatever became of the store's handles, nobody else
+        // opens the directory.
         let lock = Arc::clone(lock);
         plan.schedule(move |plan| async move {
+            rt::outlive_operations(&lock);
             let Some(plan) = plan.take() else { unreachable!("it is carried out once") };
             let (partition, report) = plan.carry_out(lock).await?;
             Ok((Owned::from_rc(partition), report))

@@ -19,7 +19,7 @@ use store_kit::{Map, assert_is, files, scan_all, wait_until};
 const SEGMENT: u64 = 256 << 10;
 
 fn builder(dir: &Path) -> Builder {
-    Store::builder(dir).segment_bytes(SEGMENT)
+    Store::builder(dir).segment_bytes(SEGMENT).cache_bytes(0)
 }
 
 /// Runs a child of this test on a file system of its own with so many bytes. False if that is not

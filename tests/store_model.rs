@@ -12,7 +12,11 @@ use store_common::{Rng, Watchdog, disk_dir, run};
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
 fn builder(dir: &Path, partitions: usize, durability: Durability) -> Builder {
-    Store::builder(dir).partitions(partitions).segment_bytes(64 << 10).durability(durability)
+    Store::builder(dir)
+        .partitions(partitions)
+        .segment_bytes(64 << 10)
+        .cache_bytes(1 << 20)
+        .durability(durability)
 }
 
 fn key(rng: &mut Rng, keys: usize) -> Vec<u8> {

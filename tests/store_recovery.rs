@@ -23,7 +23,7 @@ use store_common::{
 };
 
 fn try_open(dir: &Path) -> Result<Store, Error> {
-    Store::builder(dir).segment_bytes(64 << 10).threads(1).open()
+    Store::builder(dir).segment_bytes(64 << 10).cache_bytes(0).threads(1).open()
 }
 
 fn open(dir: &Path) -> Store {

@@ -20,7 +20,7 @@ use store_common::{
 };
 
 fn builder(dir: &Path) -> Builder {
-    Store::builder(dir).segment_bytes(64 << 10)
+    Store::builder(dir).segment_bytes(64 << 10).cache_bytes(0)
 }
 
 fn open(dir: &Path) -> Store {

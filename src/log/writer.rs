@@ -2,7 +2,7 @@
 //!
 //! Invariants: `synced` is never more than what is durable, and only it goes into marks; a block
 //! that holds synced bytes is never written again; a group is written only into space that was
-//! prepared; after a failed write or sync nothing more is written.
+//! prepared; after a failed write or sync no write begins.
 
 use super::ahead::Ahead;
 use super::record::{Kind, MARK_LEN, Mark, Record};
@@ -168,7 +168,7 @@ impl Writer {
         let buf = std::mem::take(&mut self.buf);
         let (result, buf) = self.segment.write(buf, start, sync, dirty).await;
         self.buf = buf;
-        result?;
+        self.stop_if_failed(result)?;
         self.end = end;
         if sync {
             self.tail = blocks(end);
@@ -200,7 +200,8 @@ impl Writer {
     /// Makes durable what was written.
     pub(crate) async fn sync(&mut self) -> io::Result<()> {
         if self.is_dirty() {
-            self.segment.sync().await?;
+            let result = self.segment.sync().await;
+            self.stop_if_failed(result)?;
             // The block with the end in it is synced now, and not written again.
             self.tail = blocks(self.tail);
             self.synced = self.tail;
@@ -220,7 +221,12 @@ impl Writer {
         let (result, buf) = self.segment.write(buf, self.tail, false, false).await;
         self.buf = buf;
         self.buf.clear();
-        result
+        self.stop_if_failed(result)
+    }
+
+    /// After a failure no zeroes are written either, but for what is on its way.
+    fn stop_if_failed(&self, result: io::Result<()>) -> io::Result<()> {
+        result.inspect_err(|_| self.ahead.stop())
     }
 
     /// Ends the segment, durably. `next` is there, durably, and goes on; 0 if there is none. Tells
@@ -260,5 +266,32 @@ impl Writer {
         let mut writer = Self { tail, end, synced: tail, ..Self::new(segment, tail, tail) };
         // Not a byte more: what a torn group left up to the seal means nothing.
         writer.seal_as_durable(end, sequence, clock, next).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::Identity;
+    use crate::rt::{Executor, ExecutorConfig};
+
+    #[test]
+    fn after_a_failed_write_no_zeroes_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        Executor::new(ExecutorConfig::default()).unwrap().block_on(async {
+            let identity = Identity { store: [7; 16], partition: 0 };
+            let made = Segment::create(dir.path(), &identity, 1, 2, 4 * FIRST_ROOM).await;
+            let mut writer = Writer::new(Rc::new(made.unwrap()), 4 * FIRST_ROOM, 8 * FIRST_ROOM);
+            writer.begin(1, 1);
+            let written = writer.finish(true).await.unwrap();
+            let zeroes = writer.zeroes_after(written, true);
+            assert_eq!(zeroes.is_some(), writer.segment.is_direct());
+            writer.ahead = Rc::new(Ahead::new(Rc::clone(&writer.segment), writer.limit));
+            // No file reaches so far, prepared or not.
+            (writer.tail, writer.prepared) = (u64::MAX / 2 / BLOCK * BLOCK, u64::MAX);
+            writer.begin(1, 1);
+            writer.finish(true).await.unwrap_err();
+            assert!(writer.zeroes_after(written, true).is_none());
+        });
     }
 }

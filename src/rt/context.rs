@@ -21,7 +21,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context as TaskContext, Poll, RawWakerVTable, Waker};
 use std::time::Instant;
 
@@ -80,6 +80,8 @@ pub(crate) struct Context {
     in_flight: RefCell<Slab<InFlight>>,
     driver: RefCell<Box<dyn Driver>>,
     owned: RefCell<Slab<Rc<dyn Any>>>,
+    /// See [`outlive_operations`].
+    outliving: RefCell<Vec<Weak<dyn Any + Send + Sync>>>,
     running: Cell<Running>,
     hop: RefCell<Option<Hop>>,
     /// Whether the future of a `block_on` is to be polled.
@@ -159,6 +161,7 @@ impl Context {
             in_flight: RefCell::new(Slab::new()),
             driver: RefCell::new(driver),
             owned: RefCell::new(Slab::new()),
+            outliving: RefCell::default(),
             running: Cell::new(Running::Other),
             hop: RefCell::default(),
             root_woken: Cell::new(false),
@@ -500,6 +503,11 @@ impl Context {
 
     // ---- the end ----------------------------------------------------------------------------
 
+    /// What is to outlive the operations in flight, if it is still there.
+    pub(crate) fn take_outliving(&self) -> Vec<Arc<dyn Any + Send + Sync>> {
+        self.outliving.take().iter().filter_map(Weak::upgrade).collect()
+    }
+
     /// Drops every task, message and owned value, and what their drops leave behind.
     /// The mailbox is closed. Returns how many tasks were not done.
     pub(crate) fn drop_everything(&self) -> usize {
@@ -526,4 +534,18 @@ impl Context {
             }
         }
     }
+}
+
+/// If the executor that runs the caller is dropped while this value is there, the value stays until
+/// the operations in flight have ended; if they do not end, for ever. For what keeps others away from
+/// the files that operations write to.
+///
+/// # Panics
+///
+/// Outside of an executor.
+pub(crate) fn outlive_operations(value: &Arc<dyn Any + Send + Sync>) {
+    let context = Context::current().expect("called by a task");
+    let mut outliving = context.outliving.borrow_mut();
+    outliving.retain(|value| value.strong_count() > 0);
+    outliving.push(Arc::downgrade(value));
 }

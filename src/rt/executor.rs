@@ -205,9 +205,13 @@ impl Executor {
         context.shared().stopping.set();
         context.mailbox().advance(Phase::Closed);
         let _entered = context.enter_to_close();
+        let outliving = context.take_outliving();
         let dropped = context.drop_everything();
         // What is left in the table after this is leaked with the ring, by the context's drop.
         self.let_go();
+        if context.in_flight() > 0 {
+            std::mem::forget(outliving);
+        }
         dropped
     }
 
@@ -283,4 +287,95 @@ pub fn yield_now() -> impl Future<Output = ()> + Send {
         cx.waker().wake_by_ref();
         Poll::Pending
     })
+}
+
+#[cfg(test)]
+#[expect(unsafe_code, reason = "a driver that performs nothing")]
+mod tests {
+    use super::super::context::outlive_operations;
+    use super::super::driver::{Completion, Driver, Request, Unpark};
+    use super::*;
+    use std::any::Any;
+    use std::sync::Weak;
+    use std::time::Instant;
+
+    type Value = Weak<dyn Any + Send + Sync>;
+
+    /// Completes what is pushed when it is told to wait, if at all, and then looks if the value is
+    /// still there.
+    struct Late {
+        pushed: Vec<u64>,
+        completes: bool,
+        value: Rc<RefCell<Option<Value>>>,
+        was_there: Rc<Cell<bool>>,
+    }
+
+    struct Deaf;
+
+    impl Unpark for Deaf {
+        fn unpark(&self) {}
+    }
+
+    // SAFETY: it performs nothing, so it touches no memory, and completes each request once.
+    unsafe impl Driver for Late {
+        fn push(&mut self, token: u64, _: Request) {
+            self.pushed.push(token);
+        }
+
+        fn enter(&mut self, wait: bool, done: &mut Vec<Completion>) -> io::Result<()> {
+            if wait && !self.completes {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+            if wait {
+                let value = self.value.borrow();
+                self.was_there.set(value.as_ref().is_some_and(|value| value.strong_count() > 0));
+                done.extend(self.pushed.drain(..).map(|token| Completion { token, result: 0 }));
+            }
+            Ok(())
+        }
+
+        fn ready(&mut self) -> bool {
+            false
+        }
+
+        fn unparker(&self) -> Arc<dyn Unpark> {
+            Arc::new(Deaf)
+        }
+
+        fn now(&self) -> Instant {
+            Instant::now()
+        }
+    }
+
+    /// Drops an executor with an operation in flight, whose task holds a value. Tells whether that
+    /// was there when the operation ended, and whether it is afterwards.
+    fn drop_with_an_operation_in_flight(completes: bool) -> (bool, bool) {
+        let (value, was_there) = (Rc::default(), Rc::new(Cell::new(false)));
+        let (values, seen) = (Rc::clone(&value), Rc::clone(&was_there));
+        let driver = Late { pushed: Vec::new(), completes, value: values, was_there: seen };
+        let executor = Executor::with_driver(Box::new(driver));
+        executor.block_on(async {
+            let held: Arc<dyn Any + Send + Sync> = Arc::new("held");
+            outlive_operations(&held);
+            value.replace(Some(Arc::downgrade(&held)));
+            drop(spawn(async move {
+                super::super::nop().await.expect("no error");
+                drop(held);
+            }));
+            yield_now().await;
+        });
+        drop(executor);
+        let value: Value = value.take().expect("it was put there");
+        (was_there.get(), value.strong_count() > 0)
+    }
+
+    #[test]
+    fn what_is_to_outlive_the_operations_in_flight_goes_after_them() {
+        assert_eq!(drop_with_an_operation_in_flight(true), (true, false));
+    }
+
+    #[test]
+    fn what_is_to_outlive_operations_that_never_end_stays() {
+        assert_eq!(drop_with_an_operation_in_flight(false), (false, true));
+    }
 }

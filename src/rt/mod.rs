@@ -80,6 +80,7 @@ pub use config::{
     SETUP_NO_SQARRAY, SETUP_SINGLE_ISSUER, SETUP_SQPOLL, SETUP_SUBMIT_ALL, SETUP_TASKRUN_FLAG,
     SetupError,
 };
+pub(crate) use context::outlive_operations;
 pub(crate) use event::Event;
 pub use executor::{Executor, spawn, yield_now};
 pub use fd::Fd;

@@ -16,7 +16,7 @@ pub type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// A store with the smallest segments, so that there are many of them soon.
 pub fn small(dir: &Path, partitions: usize) -> Builder {
-    Store::builder(dir).partitions(partitions).segment_bytes(MIN_SEGMENT_BYTES)
+    Store::builder(dir).partitions(partitions).segment_bytes(MIN_SEGMENT_BYTES).cache_bytes(0)
 }
 
 /// The files of all partitions with such an extension, in order.
