@@ -291,15 +291,16 @@ impl Play {
         });
         // From here on only the kernel acts.
         let image = snapshot(&self.dir());
-        // Of each key: what was acknowledged last, or anything that came after it.
-        let mut possible: BTreeMap<u8, Vec<Option<Vec<u8>>>> =
-            (0..KEYS).map(|key| (key, vec![self.model.get(&key).cloned()])).collect();
-        for (key, left, reply) in &sent {
-            let possible = possible.get_mut(key).unwrap();
-            if reply.is_none() {
-                possible.clear();
+        // Of each key: what any of those under way leaves, which happen in any order (a delete of what
+        // can expire reads first), or what there was before, unless one of them was acknowledged.
+        let mut possible: BTreeMap<u8, Vec<Option<Vec<u8>>>> = BTreeMap::new();
+        for key in 0..KEYS {
+            let of_key = || sent.iter().filter(|(other, ..)| *other == key);
+            let mut values: Vec<_> = of_key().map(|(_, left, _)| left.clone()).collect();
+            if of_key().all(|(.., reply)| reply.is_some()) {
+                values.push(self.model.get(&key).cloned());
             }
-            possible.push(left.clone());
+            possible.insert(key, values);
         }
         drop(sent);
         self.store = None;

@@ -15,9 +15,11 @@ use std::path::PathBuf;
 
 const MAGIC: &[u8; 8] = b"ringlogH";
 const HEADER_LEN: usize = 88;
-const ENTRY_LEN: usize = 24;
+pub(crate) const ENTRY_LEN: usize = 24;
 /// How much is written and read at a time: whole entries.
 const PIECE: usize = 4096 * ENTRY_LEN;
+/// How many entries are remembered of a segment while it is written: 3 MiB of them.
+const REMEMBERED: usize = 128 << 10;
 
 /// A put or delete as a hint has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,30 @@ impl HintEntry {
         let within = offset >= BLOCK && offset + len as u64 <= seal && len > 0;
         let digest = bytes[..16].try_into().expect("sixteen bytes");
         within.then_some(Self { digest, offset, len, class })
+    }
+}
+
+/// What a segment's hint will say, gathered while the segment is written. If that is too much to
+/// remember, the segment itself can be read.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered {
+    entries: Vec<[u8; ENTRY_LEN]>,
+    too_many: bool,
+}
+
+impl Gathered {
+    pub(crate) fn push(&mut self, entry: &HintEntry) {
+        if !self.too_many && self.entries.len() < REMEMBERED {
+            self.entries.push(entry.encode());
+        } else {
+            *self = Self { entries: Vec::new(), too_many: true };
+        }
+    }
+
+    /// All of them, unless they were too many.
+    pub(crate) fn take(&mut self) -> Option<Vec<[u8; ENTRY_LEN]>> {
+        let Self { entries, too_many } = std::mem::take(self);
+        (!too_many).then_some(entries)
     }
 }
 
@@ -137,7 +163,11 @@ impl HintWriter {
     }
 
     pub(crate) async fn push(&mut self, entry: &HintEntry) -> io::Result<()> {
-        self.piece.extend_from_slice(&entry.encode());
+        self.push_encoded(&entry.encode()).await
+    }
+
+    pub(crate) async fn push_encoded(&mut self, entry: &[u8; ENTRY_LEN]) -> io::Result<()> {
+        self.piece.extend_from_slice(entry);
         if self.piece.len() >= PIECE { self.flush().await } else { Ok(()) }
     }
 
@@ -229,6 +259,16 @@ mod tests {
 
     async fn read_all(dir: &Path, identity: Identity, salt: u64) -> Option<(Head, Vec<HintEntry>)> {
         read_hint(&identity, &Segment::for_tests(dir, 5, salt)).await
+    }
+
+    #[test]
+    fn all_entries_are_remembered_or_none() {
+        let mut gathered = Gathered::default();
+        assert_eq!(gathered.take(), Some(Vec::new()));
+        (0..REMEMBERED).for_each(|_| gathered.push(&entry(1, Class::Put)));
+        assert_eq!(gathered.take().map(|all| all.len()), Some(REMEMBERED));
+        (0..=REMEMBERED + 1).for_each(|_| gathered.push(&entry(1, Class::Put)));
+        assert_eq!(gathered.take(), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! prepared; after a failed write or sync no write begins.
 
 use super::ahead::Ahead;
+use super::hint::Gathered;
 use super::record::{Kind, MARK_LEN, Mark, Record};
 use super::segment::Segment;
 use super::{BLOCK, BLOCK_LEN};
@@ -37,6 +38,8 @@ pub(crate) struct Writer {
     sealed: bool,
     /// The group, from the beginning of its first block on.
     buf: AlignedBuf,
+    /// For the segment's hint.
+    pub(crate) gathered: Gathered,
 }
 
 fn blocks(bytes: u64) -> u64 {
@@ -58,6 +61,7 @@ impl Writer {
             limit,
             sealed: false,
             buf,
+            gathered: Gathered::default(),
         }
     }
 

@@ -10,6 +10,7 @@ use super::rotate::NoRoom;
 use super::staged::{Failure, Need, Op, Pending, Staged, Ticket};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
+use crate::log::hint::HintEntry;
 use crate::log::place::{Class, Place};
 use crate::log::record::{Kind, Record};
 use crate::log::segment::Segment;
@@ -424,7 +425,9 @@ impl Partition {
             (_, Some(_)) => Class::Expiring,
             (_, None) => Class::Put,
         };
-        Some(Place::new(self.commit.active.get(), offset, class, record.len()))
+        let (digest, len) = (staged.digest.to_bytes(), record.len());
+        writer.gathered.push(&HintEntry { digest, offset, len, class });
+        Some(Place::new(self.commit.active.get(), offset, class, len))
     }
 
     /// A written change becomes what reads see.

@@ -9,13 +9,13 @@ use super::commit::{Commit, Spare};
 use super::digest::Digest;
 use super::ledger::Ledger;
 use super::load::{LAST_ID, Loaded, State, list, load};
-use super::rotate::{SPARES, is_full};
+use super::rotate::{SPARES, Sealed, is_full};
 use super::space::Space;
 use super::staged::Op;
 use super::{Partition, Settings};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
-use crate::log::hint::{Head, HintEntry, path_of};
+use crate::log::hint::{HintEntry, path_of};
 use crate::log::place::Place;
 use crate::log::scan::Seen;
 use crate::log::segment::{Segment, sync_dir};
@@ -45,7 +45,7 @@ pub(crate) struct Plan {
     /// The segment that goes on, if a crash has torn its first group.
     torn: Option<u64>,
     leftovers: Vec<PathBuf>,
-    unhinted: Vec<(usize, Head)>,
+    unhinted: Vec<Sealed>,
     damaged: Vec<usize>,
     unreadable: Vec<PathBuf>,
     sequence: u64,
@@ -217,7 +217,7 @@ impl Plan {
         if damaged {
             self.damaged.push(slot);
         } else if state != State::Hinted {
-            self.unhinted.push((slot, head));
+            self.unhinted.push(Sealed { slot, head, entries: None });
         }
         self.last = Some((slot, (state == State::Unsealed).then_some(end)));
     }
@@ -321,9 +321,9 @@ impl Plan {
             // Not for merges that do not know of the damage.
             partition.ledger.borrow_mut().space.set_damaged(slot);
         }
-        for (slot, _) in &self.unhinted {
+        for &Sealed { slot, .. } in &self.unhinted {
             // Nor for those that a salvage's own writes may start, before the hint is begun.
-            partition.ledger.borrow_mut().space.get_mut(*slot).hinting = true;
+            partition.ledger.borrow_mut().space.get_mut(slot).hinting = true;
         }
         for &slot in &self.damaged {
             partition.merge_damaged(slot).await?;

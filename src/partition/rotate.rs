@@ -9,7 +9,7 @@ use super::staged::{Failure, Need, Ticket};
 use super::{Partition, is_out_of_files};
 use crate::error::{Error, Result};
 use crate::log::BLOCK;
-use crate::log::hint::{self, Head, HintEntry, HintWriter};
+use crate::log::hint::{self, ENTRY_LEN, Head, HintEntry, HintWriter};
 use crate::log::place::Class;
 use crate::log::record::Kind;
 use crate::log::scan::{Scan, Shown, Strictness};
@@ -127,16 +127,16 @@ impl Partition {
 
     /// Writes the hints of segments that were sealed, one after the other, and gives back what they
     /// have not used.
-    pub(super) fn finish_segments(self: &Rc<Self>, sealed: Vec<(usize, Head)>) {
-        for &(slot, _) in &sealed {
+    pub(super) fn finish_segments(self: &Rc<Self>, sealed: Vec<Sealed>) {
+        for &Sealed { slot, .. } in &sealed {
             self.ledger.borrow_mut().space.get_mut(slot).hinting = true;
         }
         let partition = Rc::clone(self);
         self.chore(async move {
-            for (slot, head) in sealed {
+            for Sealed { slot, head, entries } in sealed {
                 let segment = partition.ledger.borrow_mut().space.for_reading(slot);
                 // Both save time and space, and nothing depends on either.
-                drop(partition.write_hint(&segment, &head).await);
+                drop(partition.write_hint(&segment, &head, entries).await);
                 drop(segment.trim(head.seal + BLOCK).await);
                 partition.ledger.borrow_mut().space.get_mut(slot).hinting = false;
                 partition.consider_merging();
@@ -144,17 +144,29 @@ impl Partition {
         });
     }
 
-    /// What a sealed segment's hint says is told by the segment itself, as it can be read.
-    async fn write_hint(&self, segment: &Segment, head: &Head) -> Result<()> {
-        let strictness = Strictness { sealed: true, salvage: false };
-        let mut scan = Scan::new(segment, head.seal + BLOCK, strictness);
+    /// What a hint says was remembered while the segment was written, or else is told by the segment
+    /// itself, as it can be read.
+    async fn write_hint(
+        &self,
+        segment: &Segment,
+        head: &Head,
+        remembered: Option<Vec<[u8; ENTRY_LEN]>>,
+    ) -> Result<()> {
         let path = hint::path_of(segment);
         let failed = || Error::io("write", &path);
         let hint = HintWriter::create(&self.identity, segment, head).await;
         let mut hint = hint.map_err(failed())?;
-        while let Some(shown) = scan.next().await? {
-            if let Some(entry) = entry_of(&self.secret, &shown) {
-                hint.push(&entry).await.map_err(failed())?;
+        if let Some(entries) = remembered {
+            for entry in &entries {
+                hint.push_encoded(entry).await.map_err(failed())?;
+            }
+        } else {
+            let strictness = Strictness { sealed: true, salvage: false };
+            let mut scan = Scan::new(segment, head.seal + BLOCK, strictness);
+            while let Some(shown) = scan.next().await? {
+                if let Some(entry) = entry_of(&self.secret, &shown) {
+                    hint.push(&entry).await.map_err(failed())?;
+                }
             }
         }
         hint.finish().await.map_err(failed())
@@ -238,7 +250,7 @@ impl Partition {
             (space.listed(writer.segment().id), space.get(slot).last_expiry)
         };
         let head = Head { seal, sequence, clock, last_expiry, extant };
-        self.finish_segments(vec![(slot, head)]);
+        self.finish_segments(vec![Sealed { slot, head, entries: writer.gathered.take() }]);
         Ok(())
     }
 
@@ -251,6 +263,14 @@ impl Partition {
         *writer = Writer::new(spare.segment, spare.prepared, self.segment_bytes);
         self.start_making_spares();
     }
+}
+
+/// A segment that is to have a hint.
+pub(super) struct Sealed {
+    pub(super) slot: usize,
+    pub(super) head: Head,
+    /// What the hint is to say, if that is known.
+    pub(super) entries: Option<Vec<[u8; ENTRY_LEN]>>,
 }
 
 /// There is no room on the device, or in the bound that is set on files.
