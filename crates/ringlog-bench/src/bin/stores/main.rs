@@ -49,9 +49,9 @@ const OPEN_FILES: u64 = 4096;
 /// Compare stores side by side: ringlog, its peers, and a bare ring as the bound
 ///
 /// Each measurement runs in a process of its own, on a store of its own below --dir. Rounds are
-/// interleaved (all engines, then all again), and medians over the rounds are reported. ringlog and
-/// the bare ring are driven by one client thread with as many operations in flight as there are
-/// callers; the other engines block, so each caller is a thread. Answers are checked.
+/// interleaved (all engines, then all again), and medians over the rounds are reported. ringlog's
+/// callers are futures on a client thread for each processor, the bare ring plays all of them on one
+/// thread; the other engines block, so each caller is a thread. Answers are checked.
 ///
 /// Put --dir on the device that is to be measured, not in memory.
 #[derive(Debug, Parser)]

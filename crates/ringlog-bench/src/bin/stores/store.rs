@@ -1,8 +1,8 @@
 //! What an engine has to offer to be measured, and how blocking ones are driven.
 //!
-//! [`Store`] is what the workloads use. ringlog and the bare ring implement it themselves: one
-//! client thread with as many operations in flight as there are callers. The others block, so each
-//! implements [`Engine`], and [`Threads`] gives each caller a thread.
+//! [`Store`] is what the workloads use. ringlog and the bare ring implement it themselves, with as
+//! many operations in flight as there are callers. The others block, so each implements [`Engine`],
+//! and [`Threads`] gives each caller a thread.
 
 use std::ops::Range;
 use std::path::PathBuf;

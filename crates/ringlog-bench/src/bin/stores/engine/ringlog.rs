@@ -1,9 +1,11 @@
-//! ringlog. Its callers are futures on one client thread, as many in flight as there are callers,
-//! driven by ringlog's own `block_on`.
+//! ringlog. Its callers are futures, as many in flight as there are callers, on as many client
+//! threads as there are processors, as in a service. Each drives its own with ringlog's `block_on`.
 
+use std::num::NonZero;
 use std::ops::Range;
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Error, Result, anyhow};
 use futures_util::stream::{FuturesUnordered, TryStreamExt};
 use ringlog::{Durability, PutOptions, rt};
 
@@ -64,9 +66,25 @@ impl Store for Ringlog {
     }
 
     fn drive(&self, callers: Vec<Caller>) -> Result<Vec<Caller>> {
-        let callers: FuturesUnordered<_> =
-            callers.into_iter().map(|caller| self.call(caller)).collect();
-        rt::block_on(callers.try_collect())
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(callers.len());
+        let mut shares: Vec<Vec<Caller>> = (0..threads).map(|_| Vec::new()).collect();
+        for (n, caller) in callers.into_iter().enumerate() {
+            shares[n % threads].push(caller);
+        }
+        let work = |share: Vec<Caller>| {
+            let callers: FuturesUnordered<_> =
+                share.into_iter().map(|caller| self.call(caller)).collect();
+            rt::block_on(callers.try_collect::<Vec<_>>())
+        };
+        thread::scope(|scope| {
+            let clients: Vec<_> =
+                shares.into_iter().map(|share| scope.spawn(move || work(share))).collect();
+            let mut done = Vec::new();
+            for client in clients {
+                done.extend(client.join().map_err(|_| anyhow!("a client panicked"))??);
+            }
+            Ok::<_, Error>(done)
+        })
     }
 
     fn sync(&self) -> Result<()> {
