@@ -3,13 +3,16 @@
 
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
-use super::store_common::run;
+use super::store_common::{Rng, run};
+use futures::future::try_join_all;
 use ringlog::{Builder, Entry, Error, MIN_SEGMENT_BYTES, Store};
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 pub type Map = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -135,4 +138,75 @@ where
 /// Whether an answer is none because the store was closed.
 pub fn is_closed<T>(answer: &Result<T, Error>) -> bool {
     matches!(answer, Err(Error::Closed))
+}
+
+pub fn cold(n: usize) -> (Vec<u8>, Vec<u8>) {
+    let mut value = format!("value {n} ").into_bytes();
+    value.resize(900 + n % 300, b'.');
+    (format!("cold {n}").into_bytes(), value)
+}
+
+/// Puts entries that nobody touches; gives them.
+pub fn put_cold(store: &Store, count: usize) -> Map {
+    let map: Map = (0..count).map(cold).collect();
+    run(try_join_all(map.iter().map(|(key, value)| store.put(key, value)))).unwrap();
+    map
+}
+
+/// Tasks on threads of their own that overwrite, delete and compact, until this is dropped.
+pub struct Churn {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Churn {
+    pub fn new(store: &Store, compact: bool) -> Self {
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let thread = |number: u64| {
+            let (store, stop, done) = (store.clone(), Arc::clone(&stop), Arc::clone(&done));
+            std::thread::spawn(move || {
+                let mut rng = Rng(number);
+                while !stop.load(Ordering::Relaxed) {
+                    let step: Vec<_> = (0..8)
+                        .map(|_| {
+                            let key = format!("hot {}", rng.below(60));
+                            let value = rng.bytes(500);
+                            let (store, delete) = (store.clone(), rng.below(4) == 0);
+                            async move {
+                                if delete {
+                                    store.delete(key).await.map(drop)
+                                } else {
+                                    store.put(key, value).await
+                                }
+                            }
+                        })
+                        .collect();
+                    run(try_join_all(step)).unwrap();
+                    if compact && number == 0 {
+                        run(store.compact()).unwrap();
+                    }
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        let threads = (0..2).map(thread).collect();
+        Self { stop, done, threads }
+    }
+
+    /// Waits until so many more steps were done.
+    pub fn go_on(&self, steps: u64) {
+        let target = self.done.load(Ordering::Relaxed) + steps;
+        wait_until("writers go on", || self.done.load(Ordering::Relaxed) >= target);
+    }
+}
+
+impl Drop for Churn {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let ended = thread.join();
+            assert!(ended.is_ok() || std::thread::panicking(), "a writer failed");
+        }
+    }
 }
