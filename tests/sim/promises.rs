@@ -235,6 +235,37 @@ fn nothing_is_believed_that_only_a_cache_has() {
     }
 }
 
+/// Between a merge's look at a key and its copy nothing may come: the old value would end up behind
+/// the new one, where the next opening believes it.
+#[test]
+fn what_is_written_while_a_merge_comes_by_is_what_stays() {
+    const MANY: usize = 12;
+    for chance in 0..20 {
+        let mut seed = seed_of(chance, MANY);
+        live(&mut seed, None, LEFT, false, async |scene| {
+            let writers: Vec<_> = (0..MANY)
+                .map(|key| {
+                    let scene = Rc::clone(&scene);
+                    rt::spawn(async move {
+                        for _ in 0..20 {
+                            put(&scene, key, 2000, Durability::Buffered).await?;
+                        }
+                        Checked::Ok(())
+                    })
+                })
+                .collect();
+            while writers.iter().any(|writer| !writer.is_finished()) {
+                scene.compact(&mut Rng::new(1)).await?;
+            }
+            for writer in writers {
+                writer.await.map_err(|error| format!("{error:?}"))??;
+            }
+            Ok(())
+        });
+        live(&mut seed, None, LEFT, false, look);
+    }
+}
+
 /// A read opens the file late, and by then a merge has removed it.
 #[test]
 fn a_read_whose_file_is_gone_finds_its_value_where_it_is_now() {
