@@ -240,23 +240,29 @@ fn nothing_is_believed_that_only_a_cache_has() {
 #[test]
 fn what_is_written_while_a_merge_comes_by_is_what_stays() {
     const MANY: usize = 12;
-    for chance in 0..20 {
-        let mut seed = seed_of(chance, MANY);
+    for delay in 0..60 {
+        let mut seed = seed_of(delay, MANY);
+        live(&mut seed, None, LEFT, false, async |scene| {
+            // With garbage that is worth a merge.
+            for key in (0..MANY).chain([0; 10]) {
+                put(&scene, key, 2000, Durability::Buffered).await?;
+            }
+            Ok(())
+        });
         live(&mut seed, None, LEFT, false, async |scene| {
             let writers: Vec<_> = (0..MANY)
                 .map(|key| {
                     let scene = Rc::clone(&scene);
                     rt::spawn(async move {
-                        for _ in 0..20 {
-                            put(&scene, key, 2000, Durability::Buffered).await?;
+                        // As a merge goes, if it rests at each key.
+                        for _ in 0..delay + key as u64 {
+                            rt::yield_now().await;
                         }
-                        Checked::Ok(())
+                        put(&scene, key, 2000, Durability::Buffered).await
                     })
                 })
                 .collect();
-            while writers.iter().any(|writer| !writer.is_finished()) {
-                scene.compact(&mut Rng::new(1)).await?;
-            }
+            scene.compact(&mut Rng::new(1)).await?;
             for writer in writers {
                 writer.await.map_err(|error| format!("{error:?}"))??;
             }
