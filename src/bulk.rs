@@ -1,7 +1,7 @@
 //! What concerns many entries at a time: [`Scan`], verification, backups.
 //!
-//! Invariants: a scan asks for the next entries only when it is polled, so its memory is bounded
-//! and nobody is held up by a slow reader; a backup is a cut through all partitions.
+//! Invariants: a scan has no more than one step of entries ahead of its reader, so its memory is
+//! bounded and nobody is held up by a slow one; a backup is a cut through all partitions.
 
 use crate::error::{Error, Result};
 use crate::partition::{Partition, Verified, Walk, Walked};
@@ -78,7 +78,8 @@ impl VerifyReport {
 ///
 /// In no order. An entry that is not written to while the scan is under way is shown exactly once;
 /// one that is may be shown with its old value, its new one, or not at all. Nothing happens before
-/// the first poll. Memory: some 256 KiB of entries, and one entry at least.
+/// the first poll; from then on the next entries are read while the last ones are taken. Memory: two
+/// or three MiB, or three entries if they are larger.
 ///
 /// A scan keeps the files that it has yet to read, also those that merges replace meanwhile: the
 /// space comes back when it has passed them, or is dropped. It holds up nothing else.
@@ -88,7 +89,7 @@ pub struct Scan {
     /// The partition that is being read.
     partition: usize,
     walk: Option<Arc<Owned<Walk>>>,
-    step: Option<Pin<Box<dyn Future<Output = Result<Step>> + Send>>>,
+    step: Option<Reply<Step>>,
     entries: VecDeque<Walked>,
     ended: bool,
 }
@@ -101,8 +102,7 @@ enum Step {
 
 impl Scan {
     pub(crate) fn new(router: Arc<Router>, prefix: Bytes, ended: Option<Error>) -> Self {
-        let step: Option<Pin<Box<dyn Future<Output = Result<Step>> + Send>>> =
-            ended.map(|error| Box::pin(std::future::ready(Err(error))) as _);
+        let step = ended.map(Reply::error);
         let (walk, entries) = (None, VecDeque::new());
         Self { router, prefix, partition: 0, walk, step, entries, ended: false }
     }
@@ -112,11 +112,11 @@ impl Scan {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 
-    fn next_step(&self) -> Pin<Box<dyn Future<Output = Result<Step>> + Send>> {
+    fn next_step(&self) -> Reply<Step> {
         match &self.walk {
             Some(walk) => {
                 let walk = Arc::clone(walk);
-                Box::pin(async move {
+                Reply::new(async move {
                     let step = walk.schedule(|walk: Rc<Walk>| async move { walk.next().await });
                     step.await.map_err(Error::from)?.map(Step::Entries)
                 })
@@ -127,7 +127,7 @@ impl Scan {
                 let begin = move |partition: Rc<Partition>| async move {
                     Ok(Step::Begun(Owned::new(partition.walk(prefix))))
                 };
-                Box::pin(async move { router.send_to(index, 0, begin).await })
+                Reply::new(async move { router.send_to(index, 0, begin).await })
             }
         }
     }
@@ -148,7 +148,7 @@ impl Stream for Scan {
                 self.step = Some(self.next_step());
             }
             let Some(step) = &mut self.step else { unreachable!("it was made just now") };
-            let Poll::Ready(done) = step.as_mut().poll(cx) else { return Poll::Pending };
+            let Poll::Ready(done) = Pin::new(step).poll(cx) else { return Poll::Pending };
             self.step = None;
             match done {
                 Ok(Step::Begun(walk)) => self.walk = Some(Arc::new(walk)),
@@ -157,7 +157,12 @@ impl Stream for Scan {
                     self.partition += 1;
                     self.ended = self.partition == self.router.partitions();
                 }
-                Ok(Step::Entries(entries)) => self.entries = entries.into(),
+                Ok(Step::Entries(entries)) => {
+                    self.entries = entries.into();
+                    let mut next = self.next_step();
+                    next.start(cx);
+                    self.step = Some(next);
+                }
                 Err(error) => {
                     self.ended = true;
                     return Poll::Ready(Some(Err(error)));

@@ -96,6 +96,14 @@ fn zeroes(bytes: &[u8]) -> u64 {
     (pieces.take_while(|piece| *piece == some).count() * some.len()) as u64
 }
 
+/// A piece of a segment that was read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Window {
+    bytes: Bytes,
+    /// Where it begins.
+    start: u64,
+}
+
 /// See the module.
 pub(crate) struct Scan<'a> {
     segment: &'a Segment,
@@ -129,6 +137,17 @@ impl<'a> Scan<'a> {
         self.rest_at = offset + STRETCH;
         self.end = Some(offset);
         self
+    }
+
+    /// One that goes on with what another has read.
+    pub(crate) fn with_window(mut self, window: Window) -> Self {
+        (self.window, self.start) = (window.bytes, window.start);
+        self
+    }
+
+    /// What it has read last.
+    pub(crate) fn window(&self) -> Window {
+        Window { bytes: self.window.clone(), start: self.start }
     }
 
     /// Where it stands; after its end, where the log of the segment ends.

@@ -1,7 +1,7 @@
 //! Walks: every live entry, read segment after segment, in the order of the log.
 //!
 //! Invariants: an entry that is not touched meanwhile is shown exactly once, however merges move
-//! it; a walk holds one chunk of memory, and a number for each entry that merges move ahead of it; it
+//! it; a walk holds one or two chunks of memory, and a number for each entry that merges move ahead of it; it
 //! keeps the files that it has yet to read, and nothing else: writes and merges go on.
 
 use super::Partition;
@@ -9,7 +9,7 @@ use super::digest::{Digest, DigestSet};
 use crate::error::Result;
 use crate::log::place::Place;
 use crate::log::record::Kind;
-use crate::log::scan::{Scan, Shown, Strictness};
+use crate::log::scan::{Scan, Shown, Strictness, Window};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -72,6 +72,8 @@ pub(crate) struct Walk {
     segments: BTreeMap<u64, (usize, u64, u64)>,
     /// The segment that is being read, and where in it.
     at: Cell<(u64, u64)>,
+    /// What was read there.
+    window: RefCell<Window>,
     /// Shown where they were, since merges had moved them to where the walk does not come by: of
     /// older copies there may be several.
     followed: RefCell<DigestSet>,
@@ -106,6 +108,7 @@ impl Partition {
             prefix,
             segments,
             at: Cell::new((0, crate::log::BLOCK)),
+            window: RefCell::default(),
             followed: RefCell::default(),
         }
     }
@@ -122,6 +125,7 @@ impl Walk {
             let segment = partition.ledger.borrow_mut().space.for_reading(slot);
             let strictness = Strictness { sealed: false, salvage: false };
             let mut scan = Scan::new(&segment, len, strictness).from(offset);
+            scan = scan.with_window(self.window.take());
             while let Some(shown) = scan.next().await? {
                 if shown.record().kind == Kind::Put
                     && shown.record().key.starts_with(&self.prefix)
@@ -132,6 +136,7 @@ impl Walk {
                 }
                 if bytes >= STEP {
                     self.at.set((id, scan.offset()));
+                    self.window.replace(scan.window());
                     return Ok(entries);
                 }
             }
