@@ -13,8 +13,8 @@ use crate::caller::{Caller, Op};
 use crate::data::Random;
 use crate::store::{Setup, Store, entry};
 
-/// Puts in flight while loading: as many as two batches of the blocking engines have.
-const LOADERS: u64 = 2000;
+/// Puts in flight while loading: half a batch of the blocking engines. More fit no cache.
+const LOADERS: u64 = 512;
 
 pub(super) struct Ringlog {
     store: ringlog::Store,
