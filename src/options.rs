@@ -67,9 +67,8 @@ impl Builder {
 
     /// How much memory values of keys that are often read may take, in bytes, for the whole store:
     /// a bound, with all that keeping them costs. [`Store::get`] answers from it in the caller's
-    /// thread. While there is room, what is put and what is read stays; then what is put, and keys
-    /// that are read once, push nothing out. Values beyond 32 KiB and those that expire are not kept.
-    /// 0 keeps nothing. Default [`CACHE_BYTES`].
+    /// thread. Values beyond 32 KiB and those that expire are not kept, and keys that are read once
+    /// push nothing out. 0 keeps nothing. Default [`CACHE_BYTES`].
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes;
         self
