@@ -1,8 +1,8 @@
 //! Walks: every live entry, read segment after segment, in the order of the log.
 //!
 //! Invariants: an entry that is not touched meanwhile is shown exactly once, however merges move
-//! it; a walk holds one or two chunks of memory, and a number for each entry that merges move ahead of it; it
-//! keeps the files that it has yet to read, and nothing else: writes and merges go on.
+//! it; a walk holds a chunk of memory or two, and a number for each entry that merges move ahead of
+//! it; it keeps the files that it has yet to read, and nothing else: writes and merges go on.
 
 use super::Partition;
 use super::digest::{Digest, DigestSet};
