@@ -78,8 +78,9 @@ impl VerifyReport {
 ///
 /// In no order. An entry that is not written to while the scan is under way is shown exactly once;
 /// one that is may be shown with its old value, its new one, or not at all. Nothing happens before
-/// the first poll; from then on the next entries are read while the last ones are taken. Memory: two
-/// or three MiB, or three entries if they are larger.
+/// the first poll; from then on the next 256 KiB of entries, or what there is of them in a MiB of
+/// the log, are read while the last ones are taken. Memory: two such steps and the MiB that was
+/// read last; more where single entries are larger.
 ///
 /// A scan keeps the files that it has yet to read, also those that merges replace meanwhile: the
 /// space comes back when it has passed them, or is dropped. It holds up nothing else.
@@ -97,7 +98,8 @@ pub struct Scan {
 /// What a step gives.
 enum Step {
     Begun(Owned<Walk>),
-    Entries(Vec<Walked>),
+    /// And whether they are the partition's last.
+    Entries(Vec<Walked>, bool),
 }
 
 impl Scan {
@@ -118,7 +120,8 @@ impl Scan {
                 let walk = Arc::clone(walk);
                 Reply::new(async move {
                     let step = walk.schedule(|walk: Rc<Walk>| async move { walk.next().await });
-                    step.await.map_err(Error::from)?.map(Step::Entries)
+                    let (entries, last) = step.await.map_err(Error::from)??;
+                    Ok(Step::Entries(entries, last))
                 })
             }
             None => {
@@ -152,16 +155,17 @@ impl Stream for Scan {
             self.step = None;
             match done {
                 Ok(Step::Begun(walk)) => self.walk = Some(Arc::new(walk)),
-                Ok(Step::Entries(entries)) if entries.is_empty() => {
-                    self.walk = None;
-                    self.partition += 1;
-                    self.ended = self.partition == self.router.partitions();
-                }
-                Ok(Step::Entries(entries)) => {
+                Ok(Step::Entries(entries, last)) => {
                     self.entries = entries.into();
-                    let mut next = self.next_step();
-                    next.start(cx);
-                    self.step = Some(next);
+                    if last {
+                        self.walk = None;
+                        self.partition += 1;
+                        self.ended = self.partition == self.router.partitions();
+                    } else if !self.entries.is_empty() {
+                        let mut next = self.next_step();
+                        next.start(cx);
+                        self.step = Some(next);
+                    }
                 }
                 Err(error) => {
                     self.ended = true;

@@ -270,13 +270,13 @@ impl Play {
             .iter()
             .map(|(key, change)| {
                 let (reply, left) = self.begin(*key, change);
-                (*key, left, Some(reply))
+                (*key, change, left, Some(reply))
             })
             .collect();
         self.executor.block_on(async {
             for _ in 0..=turns {
                 poll_fn(|cx| {
-                    for (_, _, reply) in &mut sent {
+                    for (.., reply) in &mut sent {
                         if let Some(Poll::Ready(done)) = reply.as_mut().map(|r| r.as_mut().poll(cx))
                         {
                             done.unwrap();
@@ -291,16 +291,20 @@ impl Play {
         });
         // From here on only the kernel acts.
         let image = snapshot(&self.dir());
-        // Of each key: what any of those under way leaves, which happen in any order (a delete of what
-        // can expire reads first), or what there was before, unless one of them was acknowledged.
-        let mut possible: BTreeMap<u8, Vec<Option<Vec<u8>>>> = BTreeMap::new();
-        for key in 0..KEYS {
-            let of_key = || sent.iter().filter(|(other, ..)| *other == key);
-            let mut values: Vec<_> = of_key().map(|(_, left, _)| left.clone()).collect();
-            if of_key().all(|(.., reply)| reply.is_some()) {
-                values.push(self.model.get(&key).cloned());
+        // Of each key: what was acknowledged last, or anything that came after it. A delete may have
+        // to read first, and come after a put that was sent after it.
+        let mut possible: BTreeMap<u8, Vec<Option<Vec<u8>>>> =
+            (0..KEYS).map(|key| (key, vec![self.model.get(&key).cloned()])).collect();
+        let mut deleted = [false; KEYS as usize];
+        for (key, change, left, reply) in &sent {
+            let possible = possible.get_mut(key).unwrap();
+            let deleted = &mut deleted[usize::from(*key)];
+            if reply.is_none() {
+                possible.clear();
+                possible.extend(deleted.then_some(None));
             }
-            possible.insert(key, values);
+            possible.push(left.clone());
+            *deleted |= matches!(change, Change::Delete);
         }
         drop(sent);
         self.store = None;

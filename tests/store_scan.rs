@@ -50,6 +50,25 @@ fn a_scan_of_a_prefix_shows_what_begins_so() {
     }
 }
 
+/// Between them it comes by more of the log than it looks at in a step.
+#[test]
+fn a_scan_of_a_prefix_finds_the_few_that_lie_far_from_each_other() {
+    let dir = disk_dir();
+    let store = open(dir.path(), 2);
+    for rare in 0..3 {
+        run(store.put(format!("rare {rare}"), [rare; 10])).unwrap();
+        let many = (0..500).map(|n| store.put(format!("{rare} {n}"), vec![rare; 10_000]));
+        run(try_join_all(many)).unwrap();
+    }
+    for prefix in ["rare", "none"] {
+        let mut found: Vec<_> =
+            run(store.scan_prefix(prefix).map(|entry| entry.unwrap().key).collect());
+        found.sort();
+        let wanted: &[&str] = if prefix == "rare" { &["rare 0", "rare 1", "rare 2"] } else { &[] };
+        assert_eq!(found, wanted);
+    }
+}
+
 #[test]
 fn what_is_not_touched_is_shown_exactly_once_whatever_goes_on() {
     let _dog = Watchdog::new();

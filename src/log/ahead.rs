@@ -76,7 +76,7 @@ impl Ahead {
         self.failed.take().map_or(Ok(()), Err)
     }
 
-    /// No more pieces: the segment is sealed.
+    /// No more pieces: the segment is sealed, or a write to it has failed.
     pub(crate) fn stop(&self) {
         self.claimed.set(u64::MAX);
     }

@@ -4,9 +4,10 @@
 //! it; a walk holds a chunk of memory or two, and a number for each entry that merges move ahead of
 //! it; it keeps the files that it has yet to read, and nothing else: writes and merges go on.
 
-use super::Partition;
 use super::digest::{Digest, DigestSet};
+use super::{LARGE, Partition};
 use crate::error::Result;
+use crate::log::CHUNK;
 use crate::log::place::Place;
 use crate::log::record::Kind;
 use crate::log::scan::{Scan, Shown, Strictness, Window};
@@ -15,7 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// A step ends when it has so many bytes of entries.
+/// A step ends when it has so many bytes of entries, or has come by a chunk of the log.
 const STEP: usize = 256 << 10;
 
 /// An entry that a walk came by.
@@ -115,11 +116,11 @@ impl Partition {
 }
 
 impl Walk {
-    /// The next entries; none at the end.
-    pub(crate) async fn next(&self) -> Result<Vec<Walked>> {
+    /// The next entries, if there are some near by, and whether they are the last.
+    pub(crate) async fn next(&self) -> Result<(Vec<Walked>, bool)> {
         let partition = &self.pins.partition;
         let mut entries = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut passed) = (0, 0);
         while let Some((&id, &(slot, len, last))) = self.segments.range(self.at.get().0..).next() {
             let offset = if self.at.get().0 == id { self.at.get().1 } else { crate::log::BLOCK };
             let segment = partition.ledger.borrow_mut().space.for_reading(slot);
@@ -134,13 +135,14 @@ impl Walk {
                     bytes += entry.key.len() + entry.value.len();
                     entries.push(entry);
                 }
-                if bytes >= STEP {
+                if bytes >= STEP || passed + scan.offset() - offset >= CHUNK as u64 {
                     self.at.set((id, scan.offset()));
                     self.window.replace(scan.window());
-                    return Ok(entries);
+                    return Ok((entries, false));
                 }
             }
             // All of it was written: it does not end before, and zeroes are not padding there.
+            passed += scan.offset() - offset;
             let end = scan.offset().min(scan.end());
             let whole = scan.offset() == len && scan.end() >= last;
             if !whole && scan.into_seen().seal.is_none() {
@@ -149,7 +151,7 @@ impl Walk {
             self.at.set((id + 1, crate::log::BLOCK));
             self.pins.release(slot);
         }
-        Ok(entries)
+        Ok((entries, true))
     }
 
     /// The entry of a record, if that is the one to show.
@@ -174,7 +176,13 @@ impl Walk {
         if partition.is_expired(record.expiry) {
             return Ok(None);
         }
-        let (key, value) = shown.share();
+        let (key, value) = if shown.len >= LARGE {
+            shown.share()
+        } else {
+            // A small entry does not keep the whole chunk alive.
+            let mut value = Bytes::from([record.key, record.value].concat());
+            (value.split_to(record.key.len()), value)
+        };
         Ok(Some(Walked { key, value, version: record.sequence, expiry: record.expiry }))
     }
 
