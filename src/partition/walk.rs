@@ -28,6 +28,45 @@ pub(crate) struct Walked {
     pub(crate) expiry: Option<u64>,
 }
 
+/// The entries of a step. The small ones lie in one piece of memory, so that none keeps what lay
+/// around it in the log.
+#[derive(Default)]
+struct Gathered {
+    entries: Vec<Walked>,
+    small: Vec<u8>,
+    /// Which entries are small, where their keys begin, and where their values begin and end.
+    places: Vec<(usize, [usize; 3])>,
+    bytes: usize,
+}
+
+impl Gathered {
+    fn push(&mut self, shown: &Shown) {
+        let record = shown.record();
+        let (key, value) = if shown.len >= LARGE {
+            shown.share()
+        } else {
+            let start = self.small.len();
+            self.small.extend_from_slice(record.key);
+            let middle = self.small.len();
+            self.small.extend_from_slice(record.value);
+            self.places.push((self.entries.len(), [start, middle, self.small.len()]));
+            (Bytes::new(), Bytes::new())
+        };
+        self.bytes += record.key.len() + record.value.len();
+        let (version, expiry) = (record.sequence, record.expiry);
+        self.entries.push(Walked { key, value, version, expiry });
+    }
+
+    fn finish(mut self) -> Vec<Walked> {
+        let small = Bytes::from(self.small.into_boxed_slice());
+        for (entry, [start, middle, end]) in self.places {
+            let entry = &mut self.entries[entry];
+            (entry.key, entry.value) = (small.slice(start..middle), small.slice(middle..end));
+        }
+        self.entries
+    }
+}
+
 /// Keeps the files of segments until it is dropped.
 #[derive(Debug)]
 pub(super) struct Pins {
@@ -119,8 +158,8 @@ impl Walk {
     /// The next entries, if there are some near by, and whether they are the last.
     pub(crate) async fn next(&self) -> Result<(Vec<Walked>, bool)> {
         let partition = &self.pins.partition;
-        let mut entries = Vec::new();
-        let (mut bytes, mut passed) = (0, 0);
+        let mut gathered = Gathered::default();
+        let mut passed = 0;
         while let Some((&id, &(slot, len, last))) = self.segments.range(self.at.get().0..).next() {
             let offset = if self.at.get().0 == id { self.at.get().1 } else { crate::log::BLOCK };
             let segment = partition.ledger.borrow_mut().space.for_reading(slot);
@@ -130,15 +169,14 @@ impl Walk {
             while let Some(shown) = scan.next().await? {
                 if shown.record().kind == Kind::Put
                     && shown.record().key.starts_with(&self.prefix)
-                    && let Some(entry) = self.show(slot, &shown).await?
+                    && self.is_to_show(slot, &shown).await?
                 {
-                    bytes += entry.key.len() + entry.value.len();
-                    entries.push(entry);
+                    gathered.push(&shown);
                 }
-                if bytes >= STEP || passed + scan.offset() - offset >= CHUNK as u64 {
+                if gathered.bytes >= STEP || passed + scan.offset() - offset >= CHUNK as u64 {
                     self.at.set((id, scan.offset()));
                     self.window.replace(scan.window());
-                    return Ok((entries, false));
+                    return Ok((gathered.finish(), false));
                 }
             }
             // All of it was written: it does not end before, and zeroes are not padding there.
@@ -151,39 +189,29 @@ impl Walk {
             self.at.set((id + 1, crate::log::BLOCK));
             self.pins.release(slot);
         }
-        Ok((entries, true))
+        Ok((gathered.finish(), true))
     }
 
-    /// The entry of a record, if that is the one to show.
-    async fn show(&self, slot: usize, shown: &Shown) -> Result<Option<Walked>> {
+    /// Whether a record is its key's entry, and is shown here.
+    async fn is_to_show(&self, slot: usize, shown: &Shown) -> Result<bool> {
         let partition = &self.pins.partition;
         let record = shown.record();
         let digest = Digest::new(&partition.secret, record.key);
-        let Some(place) = partition.place(digest) else { return Ok(None) };
+        let Some(place) = partition.place(digest) else { return Ok(false) };
         let here = place.slot() == slot && place.offset() == shown.offset;
         if !here {
             // Overwritten, or moved by a merge to where this walk does not come by?
             if self.comes_by(place) {
-                return Ok(None);
+                return Ok(false);
             }
             match partition.read(digest, record.key).await? {
                 Some((_, found))
                     if found.version == record.sequence
                         && self.followed.borrow_mut().insert(digest) => {}
-                _ => return Ok(None),
+                _ => return Ok(false),
             }
         }
-        if partition.is_expired(record.expiry) {
-            return Ok(None);
-        }
-        let (key, value) = if shown.len >= LARGE {
-            shown.share()
-        } else {
-            // A small entry does not keep the whole chunk alive.
-            let mut value = Bytes::from([record.key, record.value].concat());
-            (value.split_to(record.key.len()), value)
-        };
-        Ok(Some(Walked { key, value, version: record.sequence, expiry: record.expiry }))
+        Ok(!partition.is_expired(record.expiry))
     }
 
     fn comes_by(&self, place: Place) -> bool {
