@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::limits::MAX_OPEN_SEGMENTS;
+use crate::log::hint::REMEMBERED;
 use crate::log::segment::sync_dir;
 use crate::log::superblock::{Superblock, random, read_start};
 use crate::log::{BLOCK_LEN, Identity};
@@ -240,6 +241,7 @@ async fn open_partitions(
             seed: random().await?,
             segment_bytes: options.segment_bytes,
             open_files: open_files(partitions as usize),
+            hint_entries: REMEMBERED / partitions as usize,
             cache: Arc::clone(cache),
             home: home.clone(),
         };

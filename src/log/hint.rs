@@ -18,8 +18,8 @@ const HEADER_LEN: usize = 88;
 pub(crate) const ENTRY_LEN: usize = 24;
 /// How much is written and read at a time: whole entries.
 const PIECE: usize = 4096 * ENTRY_LEN;
-/// How many entries are remembered of a segment while it is written: 3 MiB of them.
-const REMEMBERED: usize = 128 << 10;
+/// How many entries all partitions of a store remember of the segments that they write: 12 MiB.
+pub(crate) const REMEMBERED: usize = 512 << 10;
 
 /// A put or delete as a hint has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,24 +60,31 @@ impl HintEntry {
 
 /// What a segment's hint will say, gathered while the segment is written. If that is too much to
 /// remember, the segment itself can be read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Gathered {
+    most: usize,
     entries: Vec<[u8; ENTRY_LEN]>,
     too_many: bool,
 }
 
 impl Gathered {
+    /// Remembers at most so many.
+    pub(crate) fn new(most: usize) -> Self {
+        Self { most, entries: Vec::new(), too_many: false }
+    }
+
     pub(crate) fn push(&mut self, entry: &HintEntry) {
-        if !self.too_many && self.entries.len() < REMEMBERED {
-            self.entries.push(entry.encode());
+        self.too_many |= self.entries.len() >= self.most;
+        if self.too_many {
+            self.entries = Vec::new();
         } else {
-            *self = Self { entries: Vec::new(), too_many: true };
+            self.entries.push(entry.encode());
         }
     }
 
-    /// All of them, unless they were too many.
+    /// All of them, unless they were too many. Begins anew.
     pub(crate) fn take(&mut self) -> Option<Vec<[u8; ENTRY_LEN]>> {
-        let Self { entries, too_many } = std::mem::take(self);
+        let Self { entries, too_many, .. } = std::mem::replace(self, Self::new(self.most));
         (!too_many).then_some(entries)
     }
 }
@@ -263,12 +270,13 @@ mod tests {
 
     #[test]
     fn all_entries_are_remembered_or_none() {
-        let mut gathered = Gathered::default();
+        let mut gathered = Gathered::new(3);
         assert_eq!(gathered.take(), Some(Vec::new()));
-        (0..REMEMBERED).for_each(|_| gathered.push(&entry(1, Class::Put)));
-        assert_eq!(gathered.take().map(|all| all.len()), Some(REMEMBERED));
-        (0..=REMEMBERED + 1).for_each(|_| gathered.push(&entry(1, Class::Put)));
+        (0..3).for_each(|_| gathered.push(&entry(1, Class::Put)));
+        assert_eq!(gathered.take().map(|all| all.len()), Some(3));
+        (0..5).for_each(|_| gathered.push(&entry(1, Class::Put)));
         assert_eq!(gathered.take(), None);
+        assert_eq!(gathered.take(), Some(Vec::new()));
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! prepared; after a failed write or sync no write begins.
 
 use super::ahead::Ahead;
-use super::hint::Gathered;
 use super::record::{Kind, MARK_LEN, Mark, Record};
 use super::segment::Segment;
 use super::{BLOCK, BLOCK_LEN};
@@ -38,8 +37,6 @@ pub(crate) struct Writer {
     sealed: bool,
     /// The group, from the beginning of its first block on.
     buf: AlignedBuf,
-    /// For the segment's hint.
-    pub(crate) gathered: Gathered,
 }
 
 fn blocks(bytes: u64) -> u64 {
@@ -61,7 +58,6 @@ impl Writer {
             limit,
             sealed: false,
             buf,
-            gathered: Gathered::default(),
         }
     }
 

@@ -68,6 +68,8 @@ pub(crate) struct Settings {
     pub(crate) segment_bytes: u64,
     /// How many files of segments may be open at a time.
     pub(crate) open_files: usize,
+    /// How many entries of the next hint it may remember.
+    pub(crate) hint_entries: usize,
     pub(crate) cache: Arc<Cache>,
     /// The thread that it lives on.
     pub(crate) home: Handle,

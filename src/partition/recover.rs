@@ -285,6 +285,7 @@ impl Plan {
     ) -> Result<(Rc<Partition>, PartitionReport)> {
         let Settings { dir, identity, secret, seed, segment_bytes, cache, home, .. } =
             self.settings;
+        let hint_entries = self.settings.hint_entries;
         let mut spares = self.spares;
         let (writer, active) = match self.last {
             Some((slot, _)) => {
@@ -297,7 +298,7 @@ impl Plan {
                 (Writer::new(segment, prepared, segment_bytes), slot)
             }
         };
-        let commit = Commit::new(writer, active, spares, self.sequence, self.clock);
+        let commit = Commit::new(writer, active, spares, (self.sequence, self.clock), hint_entries);
         let partition = Rc::new(Partition {
             dir,
             identity,

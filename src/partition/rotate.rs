@@ -250,7 +250,8 @@ impl Partition {
             (space.listed(writer.segment().id), space.get(slot).last_expiry)
         };
         let head = Head { seal, sequence, clock, last_expiry, extant };
-        self.finish_segments(vec![Sealed { slot, head, entries: writer.gathered.take() }]);
+        let entries = commit.gathered.borrow_mut().take();
+        self.finish_segments(vec![Sealed { slot, head, entries }]);
         Ok(())
     }
 
