@@ -2,7 +2,14 @@
 //! --seeds 100000 [--from 0] [--threads 2] [--all]`. Each seed is up to 8 lives of a store on a disk
 //! that fails. `--all` goes on after a failure.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, unreachable_pub, dead_code)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    unreachable_pub,
+    dead_code
+)]
 
 #[path = "../tests/sim/mod.rs"]
 mod sim;
@@ -12,16 +19,41 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-fn argument(name: &str, default: u64) -> u64 {
-    let mut arguments = std::env::args().skip_while(|argument| argument != name);
-    arguments.nth(1).map_or(default, |n| n.parse().expect("a number"))
+struct Arguments {
+    seeds: u64,
+    from: u64,
+    threads: u64,
+    keep_going: bool,
+}
+
+impl Arguments {
+    fn read() -> Result<Self, String> {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let mut read = Self { seeds: 10_000, from: 0, threads: cores, keep_going: false };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            let place = match argument.as_str() {
+                "--seeds" => &mut read.seeds,
+                "--from" => &mut read.from,
+                "--threads" => &mut read.threads,
+                "--all" => {
+                    read.keep_going = true;
+                    continue;
+                }
+                other => return Err(format!("{other} is not known")),
+            };
+            let number = arguments.next().and_then(|number| number.parse().ok());
+            *place = number.ok_or_else(|| format!("{argument} takes a number"))?;
+        }
+        Ok(read)
+    }
 }
 
 fn main() {
-    let (seeds, from) = (argument("--seeds", 10_000), argument("--from", 0));
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let threads = argument("--threads", cores);
-    let keep_going = std::env::args().any(|argument| argument == "--all");
+    let Arguments { seeds, from, threads, keep_going } = Arguments::read().unwrap_or_else(|why| {
+        eprintln!("{why}: simulate [--seeds N] [--from N] [--threads N] [--all]");
+        std::process::exit(2);
+    });
     let next = Arc::new(AtomicU64::new(from));
     let failed = Arc::new(AtomicBool::new(false));
     let sum = Arc::new(Mutex::new(Summary::default()));
@@ -40,7 +72,7 @@ fn main() {
                         Err(why) => {
                             failed.store(true, Ordering::Relaxed);
                             println!("seed {seed}: {why}");
-                            println!("  again: SIM_SEED={seed} cargo test --test simulation");
+                            println!("  again: SIM_SEED={seed} cargo test --test simulation lives");
                         }
                     }
                 }

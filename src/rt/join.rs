@@ -179,3 +179,50 @@ fn message(panic: Box<dyn Any + Send>) -> String {
         },
     }
 }
+
+#[cfg(all(test, ringlog_loom))]
+mod loom_tests {
+    use super::super::handle::Shared;
+    use super::super::sync::atomic::{AtomicUsize, Ordering};
+    use super::*;
+    use std::task::Wake;
+
+    struct Counter(AtomicUsize);
+
+    impl Wake for Counter {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// The task ends, by a value or by being dropped, while its handle is polled: the handle has the
+    /// outcome, or is woken and has it then.
+    #[test]
+    fn loom_an_outcome_is_seen_or_wakes() {
+        for kept in [true, false] {
+            loom::model(move || {
+                let header = Header::new(Shared::new(1), 0);
+                let (mut task, Finish(promise)) = join::<u8, _, _>(&header, |finish| finish);
+                let ended = loom::thread::spawn(move || {
+                    if kept {
+                        promise.set(Ok(7));
+                    }
+                });
+                let counter = Arc::new(Counter(AtomicUsize::new(0)));
+                let waker = Waker::from(Arc::clone(&counter));
+                let mut poll = || Pin::new(&mut task).poll(&mut Context::from_waker(&waker));
+                let first = poll();
+                ended.join().unwrap();
+                let outcome = match first {
+                    Poll::Ready(outcome) => outcome,
+                    Poll::Pending => {
+                        assert_eq!(counter.0.load(Ordering::Acquire), 1);
+                        let Poll::Ready(outcome) = poll() else { panic!("woken for nothing") };
+                        outcome
+                    }
+                };
+                assert_eq!(outcome, if kept { Ok(7) } else { Err(JoinError::Stopped) });
+            });
+        }
+    }
+}

@@ -36,11 +36,16 @@ kinds! {
     FileGone "file removed",
     LostWrite "write lost",
     Misdirected "write misdirected",
+    ForGood "EIO that stays",
 }
 
 /// Faults that no error may follow from.
 const HARMLESS: &[Fault] =
     &[Fault::ShortRead, Fault::ShortWrite, Fault::Interrupted, Fault::Late, Fault::ClockStep];
+
+/// Faults of the device that may stay for the rest of a life, once they have struck.
+const LASTING: &[Fault] =
+    &[Fault::ReadError, Fault::WriteError, Fault::SyncError, Fault::OpenError, Fault::NameError];
 
 pub type Counts = [u64; NAMES.len()];
 
@@ -100,6 +105,10 @@ impl Faults {
         let rate = self.rates[kind as usize];
         let strikes = self.on && rate > 0 && rng.one_in(rate);
         self.struck[kind as usize] += u64::from(strikes);
+        if strikes && rate > 1 && LASTING.contains(&kind) && rng.one_in(8) {
+            self.rates[kind as usize] = 1;
+            self.struck[Fault::ForGood as usize] += 1;
+        }
         strikes
     }
 
