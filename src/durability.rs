@@ -7,7 +7,7 @@ use std::time::Duration;
 /// | | process crash | kernel crash, power loss |
 /// |---|---|---|
 /// | `Sync` | survives | survives, if the device keeps what it flushed |
-/// | `Interval` | survives | the last interval may be lost |
+/// | `Interval` | survives | the last interval, and what its sync takes, may be lost |
 /// | `Buffered` | survives | what came after the last sync may be lost |
 ///
 /// What is lost is always the end of a partition's log: a write never survives without those that
@@ -21,7 +21,7 @@ pub enum Durability {
     /// Acknowledged when it is durable. Writes that are under way at the same time share a sync.
     #[default]
     Sync,
-    /// Acknowledged when the kernel has it, and durable within this time.
+    /// Acknowledged when the kernel has it. A sync begins within this time.
     Interval(Duration),
     /// Acknowledged when the kernel has it.
     Buffered,

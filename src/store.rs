@@ -48,10 +48,10 @@ use std::task::Poll;
 ///
 /// # Drop
 ///
-/// Dropping the last handle waits for the requests under way and ends the store's threads; all
-/// that was acknowledged is durable. [`close`](Self::close) does the same without blocking the
-/// thread, says how it went, and seals the logs, so that the next opening can tell damage to the
-/// very last group from a torn tail.
+/// Dropping the last handle waits for the requests under way and ends the store's threads; what was
+/// acknowledged is as durable as its [`Durability`] says. [`close`](Self::close) does the same
+/// without blocking the thread, says how it went, syncs and seals the logs, so that the next opening
+/// can tell damage to the very last group from a torn tail.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -394,8 +394,9 @@ impl Store {
         self.on_all(|partition| async move { partition.compact().await }, |_| ())
     }
 
-    /// Reads every byte, and checks every sum, the index against the log, and the hints against
-    /// their segments. The store can be used meanwhile. What does not fit is in the report.
+    /// Reads every record, and checks every sum, the index against the sealed segments, and the hints
+    /// that can be read against theirs. The store can be used meanwhile. What does not fit is in the
+    /// report.
     ///
     /// # Errors
     ///

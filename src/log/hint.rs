@@ -1,6 +1,6 @@
 //! Hints: what the records of a sealed segment are, so that opening need not read them.
 //!
-//! The table of bytes is in DESIGN.md, "Files". Invariant: a hint is a cache. It is bound to its
+//! What its bytes are is said in DESIGN.md, "Files". Invariant: a hint is a cache. It is bound to its
 //! segment by id, salt and the place of the seal; one that is missing, damaged, or another
 //! segment's is as good as none, and costs a scan.
 

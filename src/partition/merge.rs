@@ -4,7 +4,7 @@
 //! Invariants: between the look at the keydir and the staging of a copy nothing is awaited, so a
 //! copy never overtakes a newer write; a victim is dropped in the log only when nothing points into
 //! it, and unlinked only when that is durable; the puts of a segment are counted down only then,
-//! so a tombstone goes when, and only when, no older put of its key is left anywhere.
+//! so a tombstone goes only when no older put of its key is left anywhere.
 
 use super::Partition;
 use super::digest::Digest;
