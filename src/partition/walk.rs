@@ -211,7 +211,12 @@ impl Walk {
                 _ => return Ok(false),
             }
         }
-        Ok(!partition.is_expired(record.expiry))
+        let expired = partition.is_expired(record.expiry);
+        if expired {
+            // Whoever does not see it is told so.
+            partition.prove_expired(record.expiry).await;
+        }
+        Ok(!expired)
     }
 
     fn comes_by(&self, place: Place) -> bool {
