@@ -61,13 +61,13 @@ impl HintEntry {
 /// What a segment's hint will say, gathered while the segment is written. If that is too much to
 /// remember, the segment itself can be read.
 #[derive(Debug)]
-pub(crate) struct Gathered {
+pub(crate) struct Remembered {
     most: usize,
     entries: Vec<[u8; ENTRY_LEN]>,
     too_many: bool,
 }
 
-impl Gathered {
+impl Remembered {
     /// Remembers at most so many.
     pub(crate) fn new(most: usize) -> Self {
         Self { most, entries: Vec::new(), too_many: false }
@@ -270,13 +270,13 @@ mod tests {
 
     #[test]
     fn all_entries_are_remembered_or_none() {
-        let mut gathered = Gathered::new(3);
-        assert_eq!(gathered.take(), Some(Vec::new()));
-        (0..3).for_each(|_| gathered.push(&entry(1, Class::Put)));
-        assert_eq!(gathered.take().map(|all| all.len()), Some(3));
-        (0..5).for_each(|_| gathered.push(&entry(1, Class::Put)));
-        assert_eq!(gathered.take(), None);
-        assert_eq!(gathered.take(), Some(Vec::new()));
+        let mut remembered = Remembered::new(3);
+        assert_eq!(remembered.take(), Some(Vec::new()));
+        (0..3).for_each(|_| remembered.push(&entry(1, Class::Put)));
+        assert_eq!(remembered.take().map(|all| all.len()), Some(3));
+        (0..5).for_each(|_| remembered.push(&entry(1, Class::Put)));
+        assert_eq!(remembered.take(), None);
+        assert_eq!(remembered.take(), Some(Vec::new()));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::rotate::NoRoom;
 use super::staged::{Failure, Need, Op, Pending, Staged, Ticket};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
-use crate::log::hint::{Gathered, HintEntry};
+use crate::log::hint::{HintEntry, Remembered};
 use crate::log::place::{Class, Place};
 use crate::log::record::{Kind, Record};
 use crate::log::segment::Segment;
@@ -46,7 +46,7 @@ pub(super) struct Commit {
     writer: RefCell<Option<Writer>>,
     active: Cell<usize>,
     /// For the hint of the active segment.
-    pub(super) gathered: RefCell<Gathered>,
+    pub(super) remembered: RefCell<Remembered>,
     /// The segments to come, in the order of their ids. The last one is for deletes and merges.
     pub(super) spares: RefCell<VecDeque<Spare>>,
     /// What the active segment has prepared and not used.
@@ -82,7 +82,7 @@ impl Commit {
             overlay: RefCell::default(),
             writer: RefCell::new(Some(writer)),
             active: Cell::new(active),
-            gathered: RefCell::new(Gathered::new(hint_entries)),
+            remembered: RefCell::new(Remembered::new(hint_entries)),
             spares: RefCell::new(spares.into()),
             left: Cell::new(0),
             sequence: Cell::new(sequence),
@@ -429,7 +429,7 @@ impl Partition {
             (_, None) => Class::Put,
         };
         let (digest, len) = (staged.digest.to_bytes(), record.len());
-        self.commit.gathered.borrow_mut().push(&HintEntry { digest, offset, len, class });
+        self.commit.remembered.borrow_mut().push(&HintEntry { digest, offset, len, class });
         Some(Place::new(self.commit.active.get(), offset, class, len))
     }
 

@@ -250,7 +250,7 @@ impl Partition {
             (space.listed(writer.segment().id), space.get(slot).last_expiry)
         };
         let head = Head { seal, sequence, clock, last_expiry, extant };
-        let entries = commit.gathered.borrow_mut().take();
+        let entries = commit.remembered.borrow_mut().take();
         self.finish_segments(vec![Sealed { slot, head, entries }]);
         Ok(())
     }
