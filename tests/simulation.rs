@@ -8,6 +8,8 @@
 
 #[path = "sim/lists.rs"]
 mod lists;
+#[path = "sim/merging.rs"]
+mod merging;
 #[path = "sim/promises.rs"]
 mod promises;
 mod sim;

@@ -139,33 +139,47 @@ impl Segment {
         let (fd, access, len) = opened.map_err(Error::io("open", &path))?;
         let (fd, access) = (RefCell::new(Some(fd)), Cell::new(access));
         let mut segment = Self { id, salt: 0, path, fd, access, used: Cell::new(0) };
-        let bytes = segment.read(0, BLOCK_LEN).await?;
+        segment.salt = segment.read_header(identity).await?;
+        Ok((segment, len))
+    }
+
+    /// Reads the header, and checks that it is this segment's. Tells the salt in it.
+    async fn read_header(&self, identity: &Identity) -> Result<u64> {
+        let bytes = self.read(0, BLOCK_LEN).await?;
         if bytes.len() < BLOCK_LEN {
-            return Err(segment.corrupt(0, "the file is shorter than its header"));
+            return Err(self.corrupt(0, "the file is shorter than its header"));
         }
         if bytes[..8] != *MAGIC {
-            return Err(segment.corrupt(0, "this is not a ringlog segment"));
+            return Err(self.corrupt(0, "this is not a ringlog segment"));
         }
         // First: a later version may have changed what the sum covers.
         let found = u16_at(&bytes, 8);
         if found != FORMAT_VERSION {
-            let path = segment.path;
+            let path = self.path.clone();
             return Err(Error::FormatVersion { path, found, supported: FORMAT_VERSION });
         }
-        segment.salt = u64_at(&bytes, 40);
+        let (id, salt) = (u64_at(&bytes, 32), u64_at(&bytes, 40));
         let written = Identity {
             partition: u32_at(&bytes, 12),
             store: bytes[16..32].try_into().expect("sixteen bytes"),
         };
-        let header = encode_header(&written, u64_at(&bytes, 32), segment.salt);
+        let header = encode_header(&written, id, salt);
         if bytes[..HEADER_LEN] != header || bytes[HEADER_LEN..].iter().any(|&byte| byte != 0) {
-            return Err(segment.corrupt(0, "the checksum of the file's header does not match"));
+            return Err(self.corrupt(0, "the checksum of the file's header does not match"));
         }
-        if written != *identity || u64_at(&bytes, 32) != id {
+        if written != *identity || id != self.id {
             let reason = "the file belongs to another store, partition or place";
-            return Err(segment.corrupt(0, reason));
+            return Err(self.corrupt(0, reason));
         }
-        Ok((segment, len))
+        Ok(salt)
+    }
+
+    /// Reads the header once more: it is what it was when the segment was opened or made.
+    pub(crate) async fn check_header(&self, identity: &Identity) -> Result<()> {
+        if self.read_header(identity).await? != self.salt {
+            return Err(self.corrupt(0, "the salt is another than when the file was opened"));
+        }
+        Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -328,6 +342,11 @@ impl Segment {
         rt::advise(&self.fd().await?, libc::POSIX_FADV_DONTNEED).await
     }
 
+    /// Bytes that the file system has free.
+    pub(crate) async fn free_space(&self) -> io::Result<u64> {
+        Ok(rt::free_space(&self.fd().await?).await?.free)
+    }
+
     /// Makes room from `from` to `to`, so that writing there cannot meet a full disk.
     pub(crate) async fn prepare(&self, from: u64, to: u64) -> io::Result<()> {
         allocate(&self.fd().await?, from, to - from).await
@@ -412,7 +431,7 @@ pub(crate) async fn sync_dir(dir: &Path) -> Result<()> {
 
 #[cfg(test)]
 impl Segment {
-    pub(super) fn for_tests(dir: &Path, id: u64, salt: u64) -> Self {
+    pub(crate) fn for_tests(dir: &Path, id: u64, salt: u64) -> Self {
         let (fd, access) = (RefCell::default(), Cell::new(Access { direct: false, align: 1 }));
         Self { id, salt, path: Self::path_in(dir, id), fd, access, used: Cell::new(0) }
     }

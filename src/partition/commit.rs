@@ -1,8 +1,9 @@
 //! Group commit: many writes, one write to the segment, one sync, many acknowledgements.
 //!
 //! Invariants: operations have their order from when they are staged; one group is on its way at a
-//! time; a group's changes reach the keydir, in order, before its writers hear of it; a write that
-//! failed for want of room leaves no trace, any other failure poisons the partition.
+//! time; a group's changes reach the keydir, in order, before its writers hear of it, but for copies
+//! of what is there already: reads see those when they are durable; a write that failed for want of
+//! room leaves no trace, any other failure poisons the partition.
 
 use super::Partition;
 use super::digest::{Digest, DigestMap, DigestSet};
@@ -37,6 +38,14 @@ pub(super) struct Spare {
     pub(super) prepared: u64,
 }
 
+/// A record that a merge has copied.
+#[derive(Clone, Copy, Debug)]
+struct Moved {
+    digest: Digest,
+    from: Place,
+    to: Place,
+}
+
 /// The commit state of a partition.
 #[derive(Debug)]
 pub(super) struct Commit {
@@ -45,6 +54,9 @@ pub(super) struct Commit {
     /// Away while a group is written.
     writer: RefCell<Option<Writer>>,
     active: Cell<usize>,
+    /// Copies that are not durable yet. Until then the originals are what reads see: if a sync fails,
+    /// and the device drops what it was to cover, nothing that was durable is hidden by that.
+    moved: RefCell<Vec<Moved>>,
     /// For the hint of the active segment.
     pub(super) remembered: RefCell<Remembered>,
     /// The segments to come, in the order of their ids. The last one is for deletes and merges.
@@ -82,6 +94,7 @@ impl Commit {
             overlay: RefCell::default(),
             writer: RefCell::new(Some(writer)),
             active: Cell::new(active),
+            moved: RefCell::default(),
             remembered: RefCell::new(Remembered::new(hint_entries)),
             spares: RefCell::new(spares.into()),
             left: Cell::new(0),
@@ -404,6 +417,9 @@ impl Partition {
         for (staged, place) in group.iter().zip(places) {
             self.publish(staged, place);
         }
+        if sync {
+            self.publish_moved();
+        }
         if group.iter().any(|staged| matches!(staged.op, Op::Seal)) {
             self.end_segment(writer).await?;
         }
@@ -442,7 +458,8 @@ impl Partition {
         let mut ledger = self.ledger.borrow_mut();
         match staged.op {
             Op::Move { from, expiry, .. } => {
-                ledger.moved(staged.digest, from, place);
+                let moved = Moved { digest: staged.digest, from, to: place };
+                self.commit.moved.borrow_mut().push(moved);
                 ledger.space.note_expiry(place.slot(), expiry.unwrap_or(0));
             }
             _ => {
@@ -462,6 +479,15 @@ impl Partition {
         let mut overlay = self.commit.overlay.borrow_mut();
         if overlay.get(&staged.digest).is_some_and(|p| p.sequence == staged.sequence) {
             overlay.remove(&staged.digest);
+        }
+    }
+
+    /// All copies are durable: they take the places of what they were made of, unless something
+    /// newer has.
+    fn publish_moved(&self) {
+        let mut ledger = self.ledger.borrow_mut();
+        for Moved { digest, from, to } in self.commit.moved.borrow_mut().drain(..) {
+            ledger.moved(digest, from, to);
         }
     }
 

@@ -67,16 +67,18 @@ impl Ledger {
         }
     }
 
-    /// A record was copied from one place to another. Its old copy is still there.
+    /// A record was copied from one place to another. Its old copy is still there; and the new one
+    /// also is, where something newer has come meanwhile.
     pub(super) fn moved(&mut self, digest: Digest, from: Place, to: Place) {
-        if let Some(entry) = self.keydir.get(digest)
-            && entry.place == from.bits()
-        {
+        let Some(entry) = self.keydir.get(digest) else { return };
+        let older = entry.older.saturating_add(u8::from(!from.is_tombstone()));
+        let mut place = entry.place;
+        if place == from.bits() {
             self.space.sub_live(from);
             self.space.add_live(to);
-            let older = entry.older.saturating_add(u8::from(!from.is_tombstone()));
-            self.keydir.insert(digest, Entry { place: to.bits(), older });
+            place = to.bits();
         }
+        self.keydir.insert(digest, Entry { place, older });
     }
 
     /// One older put of this key is gone.
@@ -99,5 +101,60 @@ impl Ledger {
             self.keydir.remove(digest);
             self.space.sub_live(tombstone);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::place::Class;
+    use crate::log::segment::Segment;
+    use std::path::Path;
+    use std::rc::Rc;
+
+    fn place(slot: usize, n: u64, class: Class) -> Place {
+        Place::new(slot, 4096 + n * 64, class, 64)
+    }
+
+    /// With three segments, and one entry in the first.
+    fn ledger(digest: Digest) -> (Ledger, Place) {
+        let mut ledger = Ledger { space: Space::new(8), ..Ledger::default() };
+        for id in 0..3 {
+            let segment = Segment::for_tests(Path::new(""), id, 0);
+            ledger.space.add(Rc::new(segment), 4096, None);
+        }
+        let original = place(0, 0, Class::Put);
+        ledger.index(digest, original);
+        (ledger, original)
+    }
+
+    #[test]
+    fn a_copy_that_comes_after_a_delete_holds_the_tombstone_as_its_original_does() {
+        let digest = Digest::new(&[1; 16], b"key");
+        let (mut ledger, original) = ledger(digest);
+        let tombstone = place(2, 0, Class::Tombstone);
+        ledger.index(digest, tombstone);
+        ledger.moved(digest, original, place(1, 0, Class::Put));
+        assert_eq!(ledger.keydir.get(digest).map(|entry| entry.place), Some(tombstone.bits()));
+        ledger.count_down(digest);
+        assert!(ledger.keydir.get(digest).is_some(), "the copy is still there");
+        ledger.count_down(digest);
+        assert!(ledger.keydir.get(digest).is_none(), "neither is there any more");
+        assert_eq!(ledger.space.totals().1, 0);
+    }
+
+    #[test]
+    fn a_copy_takes_the_place_of_its_original_and_of_nothing_newer() {
+        let digest = Digest::new(&[1; 16], b"key");
+        let (mut ledger, original) = ledger(digest);
+        let (copy, newer) = (place(1, 0, Class::Put), place(2, 0, Class::Put));
+        ledger.moved(digest, original, copy);
+        assert_eq!(ledger.keydir.get(digest).map(|entry| entry.place), Some(copy.bits()));
+        assert_eq!(ledger.space.get(0).live_records, 0);
+        ledger.index(digest, newer);
+        ledger.moved(digest, copy, original);
+        assert_eq!(ledger.keydir.get(digest).map(|entry| entry.place), Some(newer.bits()));
+        assert_eq!(ledger.space.get(2).live_records, 1);
+        assert_eq!(ledger.live_keys, 1);
     }
 }

@@ -25,6 +25,9 @@ use std::time::Duration;
 
 /// How many bytes are copied between two looks at the budget.
 const STEP: u64 = 256 << 10;
+/// How many bytes are copied until they are made durable, so that reads see the copies: what waits
+/// for that is kept in memory.
+const STRETCH: u64 = 1 << 20;
 /// Bytes a second at the least, while there is enough garbage to merge at all.
 const PACE: u64 = 32 << 20;
 /// Garbage that is never worth while.
@@ -44,6 +47,8 @@ pub(super) struct Merging {
     step: RefCell<Rc<Ticket>>,
     /// Segments that have been merged, and have given back their space.
     done: Cell<u64>,
+    /// Bytes that the device had free when that was asked for last; none if it never was.
+    free: Cell<Option<u64>>,
 }
 
 /// How far garbage has come.
@@ -85,10 +90,31 @@ impl Partition {
     pub(super) async fn keep_pace(&self) {
         for _ in 0..PATIENCE {
             let (len, live) = self.ledger.borrow().space.totals();
-            let bound = live + 2 * SLACK.min(self.segment_bytes);
-            if len.saturating_sub(live) <= bound || !self.merge_step().await {
+            let garbage = len.saturating_sub(live);
+            let room = self.room_for(garbage);
+            let bound = live.min(room / 8 * 5) + 2 * self.slack(room);
+            if garbage <= bound || !self.merge_step().await {
                 break;
             }
+        }
+    }
+
+    /// What garbage could come to at the most: what it is, and what the device has free.
+    fn room_for(&self, garbage: u64) -> u64 {
+        self.merging.free.get().map_or(u64::MAX, |free| garbage.saturating_add(free))
+    }
+
+    /// Garbage that is borne in any case.
+    fn slack(&self, room: u64) -> u64 {
+        SLACK.min(self.segment_bytes).min(room / 8)
+    }
+
+    /// Asks what the device has free. Where that is not to be had, the last answer holds.
+    pub(super) async fn look_at_room(&self) {
+        let active = self.commit.active();
+        let segment = self.ledger.borrow_mut().space.for_reading(active);
+        if let Ok(free) = segment.free_space().await {
+            self.merging.free.set(Some(free));
         }
     }
 
@@ -119,16 +145,18 @@ impl Partition {
             let ((len, live), expired) = (space.totals(), space.expired(self.clock.now()));
             (len.saturating_sub(live) + expired, live - expired)
         };
-        let slack = SLACK.min(self.segment_bytes);
         if self.commit.full.borrow().is_some() {
             return Pressure::Full;
         }
-        // 60 % of what is live; and nothing that is not worth the while.
-        let bearable = live / 5 * 3 + slack;
+        let room = self.room_for(garbage);
+        let slack = self.slack(room);
+        // 60 % of what is live, and a third of what there is room for; and nothing that is not
+        // worth the while.
+        let bearable = (live / 5 * 3).min(room / 3) + slack;
         if garbage <= bearable {
             return Pressure::None;
         }
-        let limit = (live / 10 * 9 + slack).max(bearable + 1);
+        let limit = ((live / 10 * 9).min(room / 2) + slack).max(bearable + 1);
         if garbage >= limit {
             return Pressure::Full;
         }
@@ -187,6 +215,7 @@ impl Partition {
             if merged.is_err() {
                 return;
             }
+            self.look_at_room().await;
             self.merging.done.set(self.merging.done.get() + 1);
             self.tell_merged();
         }
@@ -304,7 +333,7 @@ impl Partition {
             (segment, space.get(slot).scan_len(), space.is_oldest(slot))
         };
         let mut scan = Scan::new(&segment, len, Strictness { sealed: true, salvage });
-        let (mut copied, mut last) = (0, None);
+        let (mut copied, mut stretch, mut last) = (0, 0, None);
         while let Some(shown) = scan.next().await? {
             let record = shown.record();
             if !matches!(record.kind, Kind::Put | Kind::Delete) {
@@ -326,8 +355,13 @@ impl Partition {
             if copied >= STEP {
                 // Not more than this at a time, so that other writes do not wait for long.
                 ticket.wait(self).await?;
+                self.look_at_room().await;
                 self.rest(copied).await;
-                copied = 0;
+                (copied, stretch) = (0, stretch + copied);
+                if stretch >= STRETCH {
+                    self.barrier().await?;
+                    stretch = 0;
+                }
                 // Cut short, it is harmless.
                 if self.commit.is_sealed() {
                     return Err(Error::Closed);

@@ -83,6 +83,7 @@ impl Partition {
             Ok(segment) => {
                 let segment = Rc::new(segment);
                 self.commit.spares.borrow_mut().push_back(Spare { segment, prepared });
+                self.look_at_room().await;
                 Ok(())
             }
             Err(Error::Io { source, .. }) if is_full(&source) => Err(Failure::Full(source)),

@@ -81,7 +81,8 @@ pub(super) enum Op {
     Delete {
         key: Bytes,
     },
-    /// A live record, on its way out of a segment that is merged. Nobody waits for it.
+    /// A live record, on its way out of a segment that is merged. Reads see it there when it is
+    /// durable.
     Move {
         from: Place,
         kind: Kind,

@@ -5,6 +5,7 @@ use super::disk::{Errno, Ino, Node};
 use super::faults::Fault;
 use super::world::{Direct, Job, Open, World};
 use super::wounds::Wound;
+use ringlog::rt::FsSpace;
 use ringlog::rt::driver::Request;
 use std::ffi::{CStr, OsString};
 use std::fs::File;
@@ -171,6 +172,13 @@ impl World {
                 names.rotate_left(turn);
                 // SAFETY: the executor keeps the memory until the completion.
                 unsafe { *out = names };
+                Ok(0)
+            }
+            Request::Space { out, .. } => {
+                let total = self.disk.capacity;
+                let free = total.saturating_sub(self.disk.used());
+                // SAFETY: the executor keeps the memory until the completion.
+                unsafe { *out = FsSpace { total, free } };
                 Ok(0)
             }
             Request::Nop | Request::Cancel { .. } | Request::CancelFd { .. } => Ok(0),

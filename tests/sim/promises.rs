@@ -24,7 +24,7 @@ fn seed(chance: u64) -> Seed {
     seed_of(chance, KEYS)
 }
 
-fn seed_of(chance: u64, keys: usize) -> Seed {
+pub fn seed_of(chance: u64, keys: usize) -> Seed {
     crate::sim::prepare();
     let mut seed = Seed::new(chance, false);
     let model = Model::new(keys);
@@ -39,7 +39,7 @@ fn seed_of(chance: u64, keys: usize) -> Seed {
 /// A life that ends after so many turns of its driver, or when its work is done. Tells whether it
 /// came to that.
 #[track_caller]
-fn live<F>(
+pub fn live<F>(
     seed: &mut Seed,
     end_at: Option<u64>,
     (end, crash): (End, Crash),
@@ -61,19 +61,19 @@ where
     end_at.is_none_or(|at| seed.world.borrow().steps < at)
 }
 
-const LEFT: (End, Crash) = (End::Kill, Crash::Keeps);
-const CUT: (End, Crash) = (End::PowerCut, Crash::Drops);
+pub const LEFT: (End, Crash) = (End::Kill, Crash::Keeps);
+pub const CUT: (End, Crash) = (End::PowerCut, Crash::Drops);
 
 /// Nothing: the store is opened, and what is there is checked.
-async fn look(_: Rc<Scene>) -> Checked {
+pub async fn look(_: Rc<Scene>) -> Checked {
     Ok(())
 }
 
-async fn put(scene: &Scene, key: usize, len: usize, durability: Durability) -> Checked {
+pub async fn put(scene: &Scene, key: usize, len: usize, durability: Durability) -> Checked {
     scene.put_so(&mut Rng::new(1), key, len, durability, 0, Condition::Always).await
 }
 
-async fn has(scene: &Scene, key: usize) -> bool {
+pub async fn has(scene: &Scene, key: usize) -> bool {
     let name = scene.model.borrow().keys[key].name.clone();
     scene.store.get_entry(&name).await.unwrap().is_some() // no cache answers that
 }
@@ -337,7 +337,7 @@ fn a_read_whose_file_is_gone_finds_its_value_where_it_is_now() {
 }
 
 /// Whether the next sync is one of a segment of the store.
-fn syncs_next(scene: &Scene) -> bool {
+pub fn syncs_next(scene: &Scene) -> bool {
     let world = scene.world.borrow();
     let synced = world.in_flight.values().find_map(|job| match job.request {
         Request::Fsync { fd, .. } => Some(world.files[&fd].ino),

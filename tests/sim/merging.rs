@@ -1,0 +1,69 @@
+//! What merges owe to those who read and write meanwhile, when the device fails or fills up.
+
+use super::promises::{LEFT, live, put, seed_of, syncs_next, has};
+use crate::sim::clients::Scene;
+use crate::sim::faults::Fault;
+use crate::sim::rng::Rng;
+use crate::sim::world::Direct;
+use ringlog::{Durability, rt};
+use std::rc::Rc;
+
+/// A failed sync may drop all copies: what they were made of is still there, and is what is read.
+#[test]
+fn what_was_durable_is_read_though_the_sync_of_its_copy_fails() {
+    const MANY: usize = 12;
+    let mut struck = 0;
+    for chance in 0..40 {
+        let mut seed = seed_of(chance, MANY);
+        seed.world.borrow_mut().direct = Direct::Align { memory: 512, offset: 512 };
+        live(&mut seed, None, LEFT, false, async |scene| {
+            for key in (0..MANY).chain([0; 10]) {
+                put(&scene, key, 2000, Durability::Sync).await?;
+            }
+            Ok(())
+        });
+        live(&mut seed, None, LEFT, true, async |scene| {
+            let merges = Rc::clone(&scene);
+            let merging = rt::spawn(async move { merges.compact(&mut Rng::new(1)).await });
+            scene.world.borrow_mut().faults.only(Fault::SyncError, 1);
+            while !scene.world.borrow().dropped && !merging.is_finished() {
+                let next = syncs_next(&scene);
+                scene.world.borrow_mut().faults.on = next;
+                rt::yield_now().await;
+            }
+            struck += u64::from(scene.world.borrow().dropped);
+            scene.world.borrow_mut().faults.on = false;
+            for key in 0..MANY {
+                assert!(has(&scene, key).await);
+            }
+            merging.await.map_err(|error| format!("{error:?}"))?
+        });
+        live(&mut seed, None, LEFT, false, super::promises::look);
+    }
+    assert!(struck > 30, "only {struck} syncs failed");
+}
+
+/// Garbage is no reason to refuse a put: where there is little room it is merged away sooner.
+#[test]
+fn merges_hasten_as_free_space_falls_and_no_put_is_refused() {
+    const MANY: usize = 40;
+    const LEN: usize = 20_000;
+    for chance in 0..10 {
+        let mut seed = seed_of(chance, MANY);
+        live(&mut seed, None, LEFT, false, async |scene: Rc<Scene>| {
+            for key in 0..MANY {
+                put(&scene, key, LEN, Durability::Buffered).await?;
+            }
+            {
+                // Half of what garbage would come to if there were room for it.
+                let disk = &mut scene.world.borrow_mut().disk;
+                disk.capacity = disk.used() + (MANY * LEN / 2) as u64;
+            }
+            for turn in 0..5 * MANY {
+                put(&scene, turn * 7 % MANY, LEN, Durability::Buffered).await?;
+            }
+            Ok(())
+        });
+        seed.world.borrow_mut().disk.capacity = u64::MAX;
+    }
+}
