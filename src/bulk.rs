@@ -52,6 +52,8 @@ pub struct VerifyReport {
     pub records: u64,
     /// Bytes that were read.
     pub bytes: u64,
+    /// Sealed segments that have no hint: the next opening reads them instead. Nothing is lost by it.
+    pub missing_hints: u64,
     /// What does not fit, each with its file and offset. Empty for a sound store.
     pub problems: Vec<Error>,
 }
@@ -62,6 +64,7 @@ impl VerifyReport {
         for part in parts {
             report.records += part.records;
             report.bytes += part.bytes;
+            report.missing_hints += part.missing_hints;
             report.problems.extend(part.problems);
         }
         report
@@ -200,4 +203,25 @@ pub(crate) async fn ask_all<T: Send + 'static>(
         answers.push(reply.await?);
     }
     Ok(answers)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Store, rt::block_on};
+
+    #[test]
+    fn verification_finds_an_index_that_points_to_no_record_of_the_active_segment() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), 1).unwrap();
+        block_on(store.put("key", "value")).unwrap();
+        assert!(block_on(store.verify()).unwrap().is_sound());
+        let index = |partition: std::rc::Rc<crate::partition::Partition>| async move {
+            partition.index_a_phantom();
+            Ok(())
+        };
+        block_on(store.on_all(index, |_| ())).unwrap();
+        let problems = block_on(store.verify()).unwrap().problems;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].to_string().contains("the index has records"), "{problems:?}");
+    }
 }

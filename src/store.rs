@@ -394,9 +394,9 @@ impl Store {
         self.on_all(|partition| async move { partition.compact().await }, |_| ())
     }
 
-    /// Reads every record, and checks every sum, the index against the sealed segments, and the hints
-    /// that can be read against theirs. The store can be used meanwhile. What does not fit is in the
-    /// report.
+    /// Reads every file of the store, and checks every sum, the index against the segments, and the
+    /// hints against theirs. The store can be used meanwhile. What does not fit is in the report; so is
+    /// how many hints are missing, which is no damage.
     ///
     /// # Errors
     ///
@@ -529,7 +529,7 @@ impl Store {
     }
 
     /// Asks all partitions at the same time, and puts their answers together in order.
-    fn on_all<T, U, M, F>(&self, ask: M, join: fn(Vec<T>) -> U) -> Reply<U>
+    pub(crate) fn on_all<T, U, M, F>(&self, ask: M, join: fn(Vec<T>) -> U) -> Reply<U>
     where
         M: Fn(Rc<Partition>) -> F + Send + Sync + Copy + 'static,
         F: Future<Output = Result<T>> + 'static,

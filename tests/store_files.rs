@@ -222,7 +222,9 @@ fn a_torn_segment_that_a_seal_names_is_made_anew() {
     torn.get_mut(&name).unwrap().extend([0xab; 2 * BLOCK]);
     restore(&torn, dir.path());
     drop(open(dir.path()));
-    assert_eq!(trimmed(snapshot(dir.path()))[&name].len(), BLOCK, "it is as new");
+    // A merge may have written to it by now, but what was there is gone.
+    let anew = &snapshot(dir.path())[&name];
+    assert!(!anew.windows(64).any(|bytes| bytes == [0xab; 64]), "it is as new");
     sample.assert_opens(dir.path(), "with a torn segment");
 }
 

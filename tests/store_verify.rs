@@ -8,7 +8,7 @@ mod store_kit;
 use ringlog::Error;
 use std::fs;
 use store_common::{Watchdog, disk_dir, run};
-use store_kit::{Churn, cold, files, find, flip, put_cold, small};
+use store_kit::{Churn, cold, files, find, flip, put_cold, small, wait_until};
 
 #[test]
 fn a_sound_store_is_verified_as_sound_also_under_load() {
@@ -95,6 +95,83 @@ fn verification_finds_a_hint_that_does_not_say_what_its_segment_holds() {
     }
     fs::write(&path, &good).unwrap();
     assert!(run(store.verify()).unwrap().is_sound());
+}
+
+#[test]
+fn verification_finds_a_damaged_header_of_any_segment_also_of_those_to_come() {
+    let dir = disk_dir();
+    let store = small(dir.path(), 1).open().unwrap();
+    put_cold(&store, 200);
+    let logs = || files(dir.path(), "log");
+    // Those that are made ahead are there soon.
+    wait_until("two segments to come", || {
+        logs().len() as u64 == run(store.stats()).unwrap().total().segments + 2
+    });
+    let all = logs();
+    assert!(all.len() > 4, "{all:?}");
+    for path in all {
+        // Its salt, and its version.
+        for at in [42, 8] {
+            flip(&path, at);
+            let problems = run(store.verify()).unwrap().problems;
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            let found = match &problems[0] {
+                Error::Corrupt { path, .. } | Error::FormatVersion { path, .. } => path,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(*found, path);
+            flip(&path, at);
+        }
+    }
+    assert!(run(store.verify()).unwrap().is_sound());
+}
+
+#[test]
+fn verification_finds_a_store_file_that_is_damaged_gone_or_anothers() {
+    let dir = disk_dir();
+    let store = small(dir.path(), 2).open().unwrap();
+    let path = dir.path().join("STORE");
+    let good = fs::read(&path).unwrap();
+    let other = disk_dir();
+    drop(small(other.path(), 2).open().unwrap());
+    let others = fs::read(other.path().join("STORE")).unwrap();
+    let mut flipped = good.clone();
+    flipped[20] ^= 1;
+    for wrong in [Some(flipped), Some(others), Some(good[..30].to_vec()), None] {
+        match &wrong {
+            Some(wrong) => fs::write(&path, wrong).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let problems = run(store.verify()).unwrap().problems;
+        assert_eq!(problems.len(), 1, "{wrong:?}: {problems:?}");
+        assert!(matches!(&problems[0], Error::Corrupt { path: found, .. } if *found == path));
+    }
+    fs::write(&path, &good).unwrap();
+    assert!(run(store.verify()).unwrap().is_sound());
+}
+
+#[test]
+fn verification_names_damaged_hints_and_counts_missing_ones() {
+    let dir = disk_dir();
+    let store = small(dir.path(), 1).open().unwrap();
+    put_cold(&store, 200);
+    run(store.close()).unwrap();
+    let store = small(dir.path(), 1).open().unwrap();
+    let hints = files(dir.path(), "hint");
+    let good = fs::read(&hints[0]).unwrap();
+    for len in [0, 50, good.len() - 1] {
+        fs::write(&hints[0], &good[..len]).unwrap();
+        let report = run(store.verify()).unwrap();
+        assert_eq!((report.problems.len(), report.missing_hints), (1, 0), "{report:?}");
+        let named = matches!(&report.problems[0], Error::Corrupt { path, .. } if *path == hints[0]);
+        assert!(named, "{report:?}");
+    }
+    for hint in &hints {
+        fs::remove_file(hint).unwrap();
+    }
+    let report = run(store.verify()).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    assert_eq!(report.missing_hints, hints.len() as u64);
 }
 
 /// A read never takes damage for "not there".

@@ -200,33 +200,33 @@ impl HintWriter {
 }
 
 /// Reads and checks the segment's hint. Tells nothing of one that is not good, whatever is wrong
-/// with it. Memory: the entries.
+/// with it; fails if it is not there or cannot be read. Memory: the entries.
 pub(crate) async fn read_hint(
     identity: &Identity,
     segment: &Segment,
-) -> Option<(Head, Vec<HintEntry>)> {
-    let fd = rt::open(None, &path_of(segment), libc::O_RDONLY, 0).await.ok()?;
-    let end = rt::stat(&fd).await.ok()?.len.checked_sub(4)?;
-    let first = read(&fd, 0, end.min(HEADER_LEN as u64)).await.ok()?;
-    let mut offset = Head::len_of(&first, identity, (segment.id, segment.salt))?;
-    if offset > end || (end - offset) % ENTRY_LEN as u64 != 0 {
-        return None;
-    }
-    let bytes = read(&fd, 0, offset).await.ok()?;
+) -> io::Result<Option<(Head, Vec<HintEntry>)>> {
+    let fd = rt::open(None, &path_of(segment), libc::O_RDONLY, 0).await?;
+    let Some(end) = rt::stat(&fd).await?.len.checked_sub(4) else { return Ok(None) };
+    let first = read(&fd, 0, end.min(HEADER_LEN as u64)).await?;
+    let len = Head::len_of(&first, identity, (segment.id, segment.salt));
+    let whole = |len: &u64| *len <= end && (end - len).is_multiple_of(ENTRY_LEN as u64);
+    let Some(mut offset) = len.filter(whole) else { return Ok(None) };
+    let bytes = read(&fd, 0, offset).await?;
     let head = Head::decode(&bytes);
     let mut sum = Hasher::new();
     sum.update(&bytes);
     let mut entries = Vec::new();
     while offset < end {
-        let piece = read(&fd, offset, (end - offset).min(PIECE as u64)).await.ok()?;
+        let piece = read(&fd, offset, (end - offset).min(PIECE as u64)).await?;
         offset += piece.len() as u64;
         sum.update(&piece);
         for entry in piece.chunks_exact(ENTRY_LEN) {
-            entries.push(HintEntry::decode(entry, head.seal)?);
+            let Some(entry) = HintEntry::decode(entry, head.seal) else { return Ok(None) };
+            entries.push(entry);
         }
     }
-    let written = read(&fd, end, 4).await.ok()?;
-    (u32_at(&written, 0) == sum.finalize()).then_some((head, entries))
+    let written = read(&fd, end, 4).await?;
+    Ok((u32_at(&written, 0) == sum.finalize()).then_some((head, entries)))
 }
 
 async fn read(fd: &Fd, offset: u64, len: u64) -> io::Result<Vec<u8>> {
@@ -265,7 +265,7 @@ mod tests {
     }
 
     async fn read_all(dir: &Path, identity: Identity, salt: u64) -> Option<(Head, Vec<HintEntry>)> {
-        read_hint(&identity, &Segment::for_tests(dir, 5, salt)).await
+        read_hint(&identity, &Segment::for_tests(dir, 5, salt)).await.unwrap()
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::segment::{FORMAT_VERSION, sync_dir};
 use crate::error::{Error, Result};
 use crate::rt;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const NAME: &str = "STORE";
 const LEN: usize = 52;
@@ -90,9 +90,14 @@ impl Superblock {
         Ok(superblock)
     }
 
+    /// Where the superblock of a store lies.
+    pub(crate) fn path_in(dir: &Path) -> PathBuf {
+        dir.join(NAME)
+    }
+
     /// The superblock of the store in `dir`, if there is a store.
     pub(crate) async fn read(dir: &Path) -> Result<Option<Self>> {
-        let path = dir.join(NAME);
+        let path = Self::path_in(dir);
         match read_start(&path, LEN + 1).await {
             Ok(bytes) => Self::decode(&bytes, &path).map(Some),
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
@@ -102,7 +107,7 @@ impl Superblock {
 
     /// Makes the store exist, durably.
     pub(crate) async fn write(&self, dir: &Path) -> Result<()> {
-        let (path, draft) = (dir.join(NAME), dir.join("STORE.tmp"));
+        let (path, draft) = (Self::path_in(dir), dir.join("STORE.tmp"));
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
         let fd = rt::open(None, &draft, flags, 0o644).await.map_err(Error::io("create", &draft))?;
         let (written, _) = rt::write_all(&fd, self.encode(), 0).await;

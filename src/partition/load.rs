@@ -102,7 +102,7 @@ pub(super) async fn load(
     let salvage = settings.quarantine.is_some();
     // A salvage looks for damage, which a hint does not show.
     if !salvage
-        && let Some((head, entries)) = read_hint(&settings.identity, &segment).await
+        && let Ok(Some((head, entries))) = read_hint(&settings.identity, &segment).await
         && head.sequence <= LAST_SEQUENCE
         && let Some(seal) = read_seal(&segment, head.seal, file_len).await?
     {

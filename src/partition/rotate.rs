@@ -15,6 +15,7 @@ use crate::log::record::Kind;
 use crate::log::scan::{Scan, Shown, Strictness};
 use crate::log::segment::Segment;
 use crate::log::writer::{FIRST_ROOM, Writer};
+use crate::rt;
 use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 use std::io;
@@ -136,8 +137,10 @@ impl Partition {
         self.chore(async move {
             for Sealed { slot, head, entries } in sealed {
                 let segment = partition.ledger.borrow_mut().space.for_reading(slot);
-                // Both save time and space, and nothing depends on either.
-                drop(partition.write_hint(&segment, &head, entries).await);
+                // All of this saves time and space, and nothing depends on it.
+                if partition.write_hint(&segment, &head, entries).await.is_err() {
+                    drop(rt::unlink(None, &hint::path_of(&segment)).await);
+                }
                 drop(segment.trim(head.seal + BLOCK).await);
                 partition.ledger.borrow_mut().space.get_mut(slot).hinting = false;
                 partition.consider_merging();

@@ -21,6 +21,8 @@ pub(crate) struct Extant {
     /// Bytes and number of the records that the keydir points to.
     pub(crate) live_bytes: u64,
     pub(crate) live_records: u64,
+    /// How many it pointed to once, and does not any more.
+    pub(crate) freed_records: u64,
     /// Of the live bytes, those of entries that expire, and when the last of them does.
     expiring_bytes: u64,
     pub(crate) last_expiry: u64,
@@ -80,13 +82,14 @@ impl Space {
         });
         self.by_id.insert(segment.id, slot);
         self.len += len;
-        let (live_bytes, live_records, pins) = (0, 0, 0);
+        let (live_bytes, live_records, freed_records, pins) = (0, 0, 0, 0);
         self.slots[slot] = Some(Extant {
             segment,
             len,
             end: BLOCK,
             live_bytes,
             live_records,
+            freed_records,
             expiring_bytes: 0,
             last_expiry: 0,
             seal,
@@ -190,6 +193,7 @@ impl Space {
         let extant = self.get_mut(place.slot());
         extant.live_bytes -= len;
         extant.live_records -= 1;
+        extant.freed_records += 1;
         extant.expiring_bytes -= if place.class() == Class::Expiring { len } else { 0 };
         self.live_bytes -= len;
     }

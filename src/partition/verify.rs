@@ -7,10 +7,17 @@ use super::digest::Digest;
 use super::rotate::entry_of;
 use super::walk::Pins;
 use crate::error::{Error, Result};
-use crate::log::hint::{path_of, read_hint};
+#[cfg(test)]
+use crate::log::BLOCK;
+use crate::log::hint::{HintEntry, path_of, read_hint};
+#[cfg(test)]
+use crate::log::place::Class;
 use crate::log::place::Place;
 use crate::log::scan::{Scan, Strictness};
+use crate::log::segment::Segment;
+use crate::log::superblock::Superblock;
 use crate::rt;
+use std::io::ErrorKind;
 use std::rc::Rc;
 
 /// What a partition's verification found.
@@ -18,7 +25,21 @@ use std::rc::Rc;
 pub(crate) struct Verified {
     pub(crate) records: u64,
     pub(crate) bytes: u64,
+    pub(crate) missing_hints: u64,
     pub(crate) problems: Vec<Error>,
+}
+
+impl Verified {
+    /// Notes a problem; fails where something could not be looked at.
+    fn note(&mut self, looked: Result<()>) -> Result<()> {
+        match looked {
+            Err(problem @ (Error::Corrupt { .. } | Error::FormatVersion { .. })) => {
+                self.problems.push(problem);
+                Ok(())
+            }
+            looked => looked,
+        }
+    }
 }
 
 impl Partition {
@@ -30,29 +51,50 @@ impl Partition {
         };
         let pins = Pins::new(self, slots.clone());
         let mut verified = Verified::default();
+        verified.note(self.verify_superblock().await)?;
         for slot in slots {
             self.verify_segment(slot, &mut verified).await?;
             pins.release(slot);
             rt::yield_now().await;
         }
+        let spares: Vec<_> =
+            self.commit.spares.borrow().iter().map(|spare| Rc::clone(&spare.segment)).collect();
+        for spare in spares {
+            verified.note(spare.check_header(&self.identity).await)?;
+        }
         Ok(verified)
     }
 
+    /// The file of the store as a whole, which the first partition looks at for all.
+    async fn verify_superblock(&self) -> Result<()> {
+        let Some(store) = self.dir.parent().filter(|_| self.identity.partition == 0) else {
+            return Ok(());
+        };
+        match Superblock::read(store).await? {
+            Some(found) if found.id == self.identity.store && found.secret == self.secret => Ok(()),
+            found => {
+                let reason = match found {
+                    Some(_) => "the superblock is another than when the store was opened",
+                    None => "the superblock is gone: without it the store does not exist",
+                };
+                Err(Error::Corrupt { path: Superblock::path_in(store), offset: 0, reason })
+            }
+        }
+    }
+
     async fn verify_segment(&self, slot: usize, verified: &mut Verified) -> Result<()> {
-        let (segment, len, last, seal) = {
-            let space = &mut self.ledger.borrow_mut().space;
-            let segment = space.for_reading(slot);
-            let extant = space.get(slot);
-            (segment, extant.scan_len().min(extant.len), extant.end, extant.seal)
+        let segment = self.ledger.borrow_mut().space.for_reading(slot);
+        verified.note(segment.check_header(&self.identity).await)?;
+        let hint = self.verified_hint(slot, &segment, verified).await?;
+        let mut hinted = hint.map(Vec::into_iter);
+        // From here on until the scan begins nothing is awaited.
+        let (len, last, seal, before) = {
+            let extant = self.ledger.borrow().space.get(slot).clone();
+            let len = extant.scan_len().min(extant.len);
+            (len, extant.end, extant.seal, extant.live_records + extant.freed_records)
         };
         let strictness = Strictness { sealed: seal.is_some(), salvage: true };
         let mut scan = Scan::new(&segment, len, strictness);
-        // Of a sealed segment only, and only if it is a good one: others are as good as none.
-        let hint = match seal {
-            Some(_) => read_hint(&self.identity, &segment).await,
-            None => None,
-        };
-        let mut hinted = hint.map(|(_, entries)| entries.into_iter());
         let (mut live, mut agrees) = (0, true);
         while let Some(shown) = scan.next().await? {
             verified.records += 1;
@@ -74,9 +116,10 @@ impl Partition {
         if seal.is_none() && !whole {
             problems.push(segment.corrupt(end, "what was written there does not validate"));
         }
-        // What the keydir points to in a sealed segment only becomes less, so what was counted
-        // above on the way is at least what is left.
-        if seal.is_some() && live < self.ledger.borrow().space.get(slot).live_records {
+        // The keydir pointed to so many as the scan began. Each of them was met and is counted, or
+        // was let go meanwhile.
+        let freed = self.ledger.borrow().space.get(slot).freed_records;
+        if live + freed < before {
             problems.push(segment.corrupt(end, "the index has records that are not there"));
         }
         if sound && hinted.is_some_and(|mut rest| !agrees || rest.next().is_some()) {
@@ -84,5 +127,42 @@ impl Partition {
             problems.push(Error::Corrupt { path: path_of(&segment), offset: 0, reason });
         }
         Ok(())
+    }
+
+    /// What the hint of a sealed segment says, if there is one that validates.
+    async fn verified_hint(
+        &self,
+        slot: usize,
+        segment: &Segment,
+        verified: &mut Verified,
+    ) -> Result<Option<Vec<HintEntry>>> {
+        let due = |partition: &Self| {
+            let ledger = partition.ledger.borrow();
+            let extant = ledger.space.get(slot);
+            extant.seal.is_some() && !extant.hinting
+        };
+        if !due(self) {
+            return Ok(None); // it is not there yet
+        }
+        match read_hint(&self.identity, segment).await {
+            Ok(Some((_, entries))) => return Ok(Some(entries)),
+            Ok(None) => {
+                let reason = "the hint does not validate: the next opening reads its segment";
+                let problem = Error::Corrupt { path: path_of(segment), offset: 0, reason };
+                verified.problems.push(problem);
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => verified.missing_hints += 1,
+            Err(error) => return Err(Error::io("read", &path_of(segment))(error)),
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+impl Partition {
+    /// Has the keydir point to where in the active segment no such record is.
+    pub(crate) fn index_a_phantom(&self) {
+        let place = Place::new(self.commit.active(), BLOCK + 8, Class::Put, 64);
+        self.ledger.borrow_mut().index(Digest::new(&self.secret, b"phantom"), place);
     }
 }

@@ -1,6 +1,6 @@
 //! What merges owe to those who read and write meanwhile, when the device fails or fills up.
 
-use super::promises::{LEFT, live, put, seed_of, syncs_next, has};
+use super::promises::{LEFT, has, live, put, seed_of, syncs_next};
 use crate::sim::clients::Scene;
 use crate::sim::faults::Fault;
 use crate::sim::rng::Rng;
