@@ -14,12 +14,13 @@ use std::time::Duration;
 /// so what may be lost are the writes of that time, and those of the time that the sync takes.
 ///
 /// **What the kernel has, and the device.** With direct I/O a write that is acknowledged without a
-/// sync has been handed to the device and may be in its volatile cache. A kernel crash does not empty
-/// that cache as long as the device keeps its power; power loss does. But the file system may not
-/// have noted yet that the file's space is written there, and what it has only in memory goes with
-/// the kernel: then zeroes are read where the write was. Where there is no direct I/O the write is in
-/// the page cache until the kernel writes it back, and a kernel crash takes that too. So without a
-/// sync a kernel crash often takes less than power loss, but nothing is promised of it.
+/// sync has been handed to the device and may be in its volatile cache. A kernel crash does not
+/// empty that cache as long as the device keeps its power; power loss does. But the file system may
+/// not have noted yet that the file's space is written there, and what it has only in memory goes
+/// with the kernel: then zeroes are read where the write was. Where there is no direct I/O the
+/// write is in the page cache until the kernel writes it back, and a kernel crash takes that too.
+/// So without a sync a kernel crash often takes less than power loss, but nothing is promised of
+/// it.
 ///
 /// What is lost is always the end of a partition's log: a write never survives without those that
 /// the same partition acknowledged before it. A sync is [`Store::sync`](crate::Store::sync),
@@ -37,8 +38,8 @@ pub enum Durability {
     #[default]
     Sync,
     /// Acknowledged when the kernel, or by direct I/O the device, has it. A sync begins within this
-    /// time of the write's getting its place in the log's order; sooner when the store is dropped. A
-    /// time beyond what the clock can say is none: as `Buffered` then.
+    /// time of the write's getting its place in the log's order; sooner when the store is dropped.
+    /// A time beyond what the clock can say is none: as `Buffered` then.
     Interval(Duration),
     /// Acknowledged when the kernel, or by direct I/O the device, has it. No sync is made for it.
     Buffered,

@@ -23,8 +23,9 @@ pub enum Error {
         source: Arc<io::Error>,
     },
     /// Bytes that had been durable are not what was written, or a file is missing. The device, or
-    /// somebody else, changed it. Nothing was cut or skipped: restore the file, or the store, from a
-    /// copy. Damage to the version field of a file shows as [`FormatVersion`](Self::FormatVersion).
+    /// somebody else, changed it. Nothing was cut or skipped: restore the file, or the store, from
+    /// a copy. Damage to the version field of a file shows as
+    /// [`FormatVersion`](Self::FormatVersion).
     Corrupt {
         /// The damaged file.
         path: PathBuf,
@@ -36,16 +37,17 @@ pub enum Error {
     },
     /// A write or sync of this partition failed before, so nobody knows what of it is on the
     /// device. The outcome of the writes that waited is unknown, later ones did not happen, and
-    /// reads go on. Close the store, mend the cause, and open it again: it recovers from the device.
+    /// reads go on. Close the store, mend the cause, and open it again: it recovers from the
+    /// device.
     Poisoned {
         /// The partition's directory.
         path: PathBuf,
         /// The error that did it.
         cause: Arc<io::Error>,
     },
-    /// There is no room: the disk, a quota, or a limit on file size, descriptors or segments is full.
-    /// Nothing was written. Gets go on, deletes and merges too as far as a reserve goes; make room,
-    /// and puts work again.
+    /// There is no room: the disk, a quota, or a limit on file size, descriptors or segments is
+    /// full. What was refused was not written. Gets go on, deletes and merges too as far as a
+    /// reserve goes; make room, and puts work again.
     Full {
         /// The partition's directory.
         path: PathBuf,
@@ -81,9 +83,9 @@ pub enum Error {
     },
     /// The options cannot be met.
     InvalidOptions(&'static str),
-    /// A file is of a version that this release does not know. Use the release that wrote it. If none
-    /// did, the two bytes of its version, at byte 8, are damaged: the version is judged before the
-    /// checksum, which another version may make in another way. Restore the file from a copy.
+    /// A file is of a version that this release does not know. Use the release that wrote it. If
+    /// none did, the two bytes of its version, at byte 8, are damaged: the version is judged before
+    /// the checksum, which another version may make in another way. Restore the file from a copy.
     FormatVersion {
         /// The file.
         path: PathBuf,
