@@ -48,13 +48,14 @@ impl From<Walked> for Entry {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct VerifyReport {
-    /// Records that were read and checked, dead ones included.
+    /// Records that were read and checked, dead ones included. Marks and seals do not count.
     pub records: u64,
-    /// Bytes that were read.
+    /// Bytes of the logs that it went through, the first blocks of their files included.
     pub bytes: u64,
     /// Sealed segments that have no hint: the next opening reads them instead. Nothing is lost by it.
     pub missing_hints: u64,
-    /// What does not fit, each with its file and offset. Empty for a sound store.
+    /// What does not fit, each an [`Error::Corrupt`] with its file and offset, or an
+    /// [`Error::FormatVersion`] with its file. Empty for a sound store.
     pub problems: Vec<Error>,
 }
 
@@ -83,10 +84,21 @@ impl VerifyReport {
 /// one that is may be shown with its old value, its new one, or not at all. Nothing happens before
 /// the first poll; from then on the next 256 KiB of entries, or what there is of them in a MiB of
 /// the log, are read while the last ones are taken. Memory: two such steps and the MiB that was
-/// read last; more where single entries are larger.
+/// read last; more where single entries are larger, and where merges move entries ahead of it.
+///
+/// Each partition is read as it is when the scan comes to it. What is shown was acknowledged; what
+/// has expired is not shown, and that it has is made durable first, as for a get.
 ///
 /// A scan keeps the files that it has yet to read, also those that merges replace meanwhile: the
-/// space comes back when it has passed them, or is dropped. It holds up nothing else.
+/// space comes back when it has passed them, or is dropped. It holds up nothing else. It does not
+/// keep the store open. Dropping it, at any time, ends it; the step that is under way is not waited
+/// for.
+///
+/// # Errors
+///
+/// An item may be an error, and is the last one then: [`Error::Corrupt`] for what does not
+/// validate, [`Error::Io`] if a file cannot be read, [`Error::Closed`] if the store was closed,
+/// before or meanwhile, or its last handle dropped. A poisoned partition can be scanned.
 pub struct Scan {
     router: Arc<Router>,
     prefix: Bytes,
@@ -112,7 +124,8 @@ impl Scan {
         Self { router, prefix, partition: 0, walk, step, entries, ended: false }
     }
 
-    /// The next entry; `None` at the end, and after an error.
+    /// The next entry; `None` at the end, and after an error. Dropping the future loses no entry:
+    /// the next call goes on.
     pub async fn next(&mut self) -> Option<Result<Entry>> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }

@@ -12,8 +12,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The system refused a call while opening, closing or reading. Mend the cause (permissions,
-    /// descriptors, the device) and try again.
+    /// The system refused a call while opening, closing, reading, merging or making a backup. Mend
+    /// the cause (permissions, descriptors, the device) and try again.
     Io {
         /// What was being done.
         action: &'static str,
@@ -22,35 +22,40 @@ pub enum Error {
         /// What the system said.
         source: Arc<io::Error>,
     },
-    /// Bytes that had been durable are not what was written. The device, or somebody else, changed
-    /// the file. Nothing was cut or skipped: restore the file, or the store, from a copy.
+    /// Bytes that had been durable are not what was written, or a file is missing. The device, or
+    /// somebody else, changed it. Nothing was cut or skipped: restore the file, or the store, from
+    /// a copy. Damage to the version field of a file shows as
+    /// [`FormatVersion`](Self::FormatVersion).
     Corrupt {
         /// The damaged file.
         path: PathBuf,
-        /// Where in it, in bytes.
+        /// Where in it, in bytes: where what does not fit begins. 0 for a file's header or `STORE`,
+        /// and for a file as a whole.
         offset: u64,
         /// What does not fit.
         reason: &'static str,
     },
     /// A write or sync of this partition failed before, so nobody knows what of it is on the
     /// device. The outcome of the writes that waited is unknown, later ones did not happen, and
-    /// reads go on. Close the store, mend the cause, and open it again: it recovers from the device.
+    /// reads go on. Close the store, mend the cause, and open it again: it recovers from the
+    /// device.
     Poisoned {
         /// The partition's directory.
         path: PathBuf,
         /// The error that did it.
         cause: Arc<io::Error>,
     },
-    /// There is no room for puts: the disk, a quota or a limit is full. Nothing was written. Gets,
-    /// deletes and merges go on, from a reserve; make room, and puts work again.
+    /// There is no room: the disk, a quota, or a limit on file size, descriptors or segments is
+    /// full. What was refused was not written. Gets go on, deletes and merges too as far as a
+    /// reserve goes; make room, and puts work again.
     Full {
         /// The partition's directory.
         path: PathBuf,
         /// What the system said.
         source: Arc<io::Error>,
     },
-    /// The store was closed, by this handle or a clone of it, or the partition's ring has failed. If
-    /// a write was under way, its outcome is unknown.
+    /// The store was closed, by this handle or a clone of it, or the last handle of it was dropped,
+    /// or the partition's ring has failed. If a write was under way, its outcome is unknown.
     Closed,
     /// Another process, or another `Store` of this one, has the directory open. Close that one.
     Locked {
@@ -78,7 +83,9 @@ pub enum Error {
     },
     /// The options cannot be met.
     InvalidOptions(&'static str),
-    /// The files are of a version that this release does not know. Use the release that wrote them.
+    /// A file is of a version that this release does not know. Use the release that wrote it. If
+    /// none did, the two bytes of its version, at byte 8, are damaged: the version is judged before
+    /// the checksum, which another version may make in another way. Restore the file from a copy.
     FormatVersion {
         /// The file.
         path: PathBuf,

@@ -267,7 +267,8 @@ async fn open_partitions(
     Ok((partitions.into_iter().zip(caches).collect(), OpenReport { partitions: reports }))
 }
 
-/// Partitions that are made at the same time, with a few files open for each.
+/// Partitions that are made at the same time: enough for their syncs to share the device's flushes,
+/// and few for the files that each has open meanwhile.
 const MADE_AT_ONCE: usize = 16;
 
 /// How many files each partition may keep open: half of what the process may, among them.

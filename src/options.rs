@@ -39,27 +39,30 @@ impl Builder {
     }
 
     /// How many logs the keys are spread over, 1 to [`MAX_PARTITIONS`]. Fixed when the store is
-    /// made. Default 1.
+    /// made: another number is [`Error::PartitionMismatch`] from then on. Default 1.
     pub fn partitions(mut self, partitions: usize) -> Self {
         self.partitions = partitions;
         self
     }
 
-    /// How many threads, each with a ring, own the partitions. More than there are partitions are
-    /// not started. Default: as many as there are partitions or cores, whichever is less.
+    /// How many threads, each with a ring, own the partitions; at least 1. More than there are
+    /// partitions are not started. It need not be the same each time. Default: as many as there are
+    /// partitions or cores, whichever is less.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self
     }
 
-    /// When writes are acknowledged that do not say so themselves. Default [`Durability::Sync`].
+    /// When writes are acknowledged that do not say so themselves, as only [`Store::put_with`] can.
+    /// It need not be the same each time. Default [`Durability::Sync`].
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
         self
     }
 
-    /// How large a segment of the log grows, from [`MIN_SEGMENT_BYTES`] to [`MAX_SEGMENT_BYTES`].
-    /// It need not be the same each time. Default [`SEGMENT_BYTES`].
+    /// How large a segment of the log grows, in bytes, from [`MIN_SEGMENT_BYTES`] to
+    /// [`MAX_SEGMENT_BYTES`]. A record that is larger has a segment of its own. It need not be the
+    /// same each time. Default [`SEGMENT_BYTES`].
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = bytes;
         self
@@ -79,8 +82,10 @@ impl Builder {
     /// rest is gone. [`Store::open_report`] says what that was.
     ///
     /// **Values can be lost by this, and older values or deleted keys come back** where the record
-    /// that replaced them was damaged. Without damage it changes nothing. Default: a damaged store
-    /// is refused, and not changed.
+    /// that replaced them was damaged. Without damage it changes nothing, but reads all logs, since
+    /// hints do not show damage. A damaged or missing `STORE`, a version that is not known (also
+    /// one that damage made), and files that cannot be read are refused as ever. Default: a damaged
+    /// store is refused, and not changed.
     pub fn salvage(mut self, salvage: bool) -> Self {
         self.salvage = salvage;
         self
@@ -90,7 +95,8 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// As [`Store::open`].
+    /// As [`Store::open`]; [`Error::InvalidOptions`] also for no threads, and for segments of
+    /// another size than is allowed.
     pub fn open(self) -> Result<Store> {
         self.check()?;
         Store::open_with(self)
@@ -152,14 +158,15 @@ impl PutOptions {
         Self::default()
     }
 
-    /// The entry is not there any more when this time has passed. In milliseconds; the store's
-    /// clock never goes back.
+    /// The entry is not there any more when this time has passed since the put got its place in the
+    /// order. In whole milliseconds, what is less is cut; the store's clock never goes back.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.expiry = Some(Expiry::After(millis(ttl)));
         self
     }
 
-    /// The entry is not there any more from this time on.
+    /// The entry is not there any more from this time on, in whole milliseconds. A time that has
+    /// passed makes an entry that nobody sees. The last of this and [`ttl`](Self::ttl) counts.
     pub fn expires_at(mut self, time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.expiry = Some(Expiry::At(millis(since)));
@@ -172,13 +179,13 @@ impl PutOptions {
         self
     }
 
-    /// Only if the key is not there. The last of the three conditions counts.
+    /// Only if the key is not there, or has expired. The last of the three conditions counts.
     pub fn if_absent(mut self) -> Self {
         self.condition = Condition::Absent;
         self
     }
 
-    /// Only if the key is there.
+    /// Only if the key is there, and has not expired.
     pub fn if_present(mut self) -> Self {
         self.condition = Condition::Present;
         self

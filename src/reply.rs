@@ -12,7 +12,11 @@ use std::task::{Context, Poll};
 /// The answer to come of a request: a future that any executor can await. Nothing happens before
 /// its first poll. Dropping it then withdraws a request that still waits for its turn; one that was
 /// sent goes on. What takes several requests, as `close` and `backup` do, ends with the one that is
-/// under way.
+/// under way. It is `Unpin`, asks nothing of its executor, and may move between polls.
+///
+/// # Panics
+///
+/// When it is polled again after it has resolved.
 #[must_use = "a request is not sent until its reply is awaited"]
 pub struct Reply<T> {
     state: State<T>,

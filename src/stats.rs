@@ -14,15 +14,17 @@ pub struct Stats {
 pub struct PartitionStats {
     /// Keys that are there. Those that have expired count until a merge comes by.
     pub keys: u64,
-    /// Files of the log.
+    /// Files of the log, without spares. Those that merges have replaced count until nobody reads
+    /// them.
     pub segments: u64,
-    /// Bytes in them, and how many of these are live records. The rest is garbage.
+    /// Bytes in them, without those that merges have replaced, and without what is prepared; and
+    /// how many of these are live records. The rest is garbage, headers, marks and padding.
     pub log_bytes: u64,
     /// See `log_bytes`.
     pub live_bytes: u64,
-    /// Memory of the index.
+    /// Memory of the index, in bytes.
     pub index_bytes: u64,
-    /// Memory of the value cache, and how many gets it has answered since opening.
+    /// Memory of the value cache, in bytes, and how many gets it has answered since opening.
     pub cache_bytes: u64,
     /// See `cache_bytes`.
     pub cache_hits: u64,
@@ -30,7 +32,8 @@ pub struct PartitionStats {
     pub merges: u64,
     /// See `merges`.
     pub bytes_merged: u64,
-    /// Groups committed since opening: each one write, and one sync if a write in it asked for that.
+    /// Groups committed since opening: each one write, and one sync if a write in it asked for
+    /// that.
     pub commits: u64,
     /// Puts and deletes committed since opening.
     pub records: u64,

@@ -46,12 +46,28 @@ use std::task::Poll;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
+/// # Errors
+///
+/// Each operation says which errors it has. All of them can resolve to [`Error::Closed`], and to
+/// [`Error::Bug`] after a panic in ringlog, or in what an update was given. Keys and values that
+/// are too long are refused before anything is sent.
+///
+/// # Cancellation
+///
+/// A reply that is dropped before its first poll asks for nothing. After that, a request that still
+/// waits for its turn at its partition's queue ([`QUEUE_BYTES`](crate::QUEUE_BYTES)) is withdrawn;
+/// one that was sent goes on without its caller. So the outcome of a write whose reply was dropped
+/// is unknown, but whole: it happens as if it had been awaited, or not at all.
+///
 /// # Drop
 ///
 /// Dropping the last handle waits for the requests under way and ends the store's threads; what was
-/// acknowledged is as durable as its [`Durability`] says. [`close`](Self::close) does the same
-/// without blocking the thread, says how it went, syncs and seals the logs, so that the next opening
-/// can tell damage to the very last group from a torn tail.
+/// acknowledged is as durable as its [`Durability`] says. It blocks for that, for 30 seconds at
+/// most, and 30 more if the device does not answer; what is not done then is dropped. (On one of
+/// the store's own threads, as in the function of an [`update`](Self::update), it does not wait.)
+/// [`close`](Self::close) does the same without blocking the thread, says how it went, syncs and
+/// seals the logs, so that the next opening can tell damage to the very last group from a torn
+/// tail.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -68,19 +84,36 @@ struct Inner {
 }
 
 impl Store {
-    /// Opens the store in `dir`, or makes one with so many partitions. Blocks while it recovers,
-    /// so in async code that must not stall, call it where blocking is allowed.
+    /// Opens the store in `dir`, or makes one with so many partitions, and the directory with those
+    /// above it if need be. Other options are as [`builder`](Self::builder) has them. Blocks while
+    /// it recovers, and for about a second if another has the store open; so in async code that
+    /// must not stall, call it where blocking is allowed.
     ///
     /// # Errors
     ///
-    /// [`Error::PartitionMismatch`] if it has another number of partitions, [`Error::Locked`] if it
-    /// is open elsewhere, [`Error::Corrupt`] if durable bytes are damaged, [`Error::Runtime`] if
-    /// there are no rings to be had, [`Error::Io`]. A failed opening changes nothing that matters.
+    /// In the order in which they are looked for:
+    ///
+    /// - [`Error::InvalidOptions`]: not 1 to [`MAX_PARTITIONS`](crate::MAX_PARTITIONS) partitions,
+    ///   or another option that cannot be met. Nothing was touched.
+    /// - [`Error::Runtime`]: there are no rings or threads to be had. Nothing was touched.
+    /// - [`Error::Locked`]: the store is open, in this process or another.
+    /// - [`Error::FormatVersion`]: a file is of another release, or its version field is damaged.
+    /// - [`Error::PartitionMismatch`]: it has another number of partitions.
+    /// - [`Error::Corrupt`]: durable bytes are damaged, or a file of the log is missing. Only in
+    ///   what is read: segments with a good hint are not, but for their headers and seals.
+    /// - [`Error::Io`]: the system refused a call, at any of these steps; also if the disk is too
+    ///   full to make a store.
+    ///
+    /// A salvage, which writes again what it kept, has [`Error::Full`] and [`Error::Poisoned`] too.
+    /// An opening that fails at any of the above before it writes has changed nothing but the lock
+    /// file, and the directory's being there. One that fails in writing can be tried again: it has
+    /// removed only what means nothing, or what a salvage has copied.
     pub fn open(dir: impl AsRef<Path>, partitions: usize) -> Result<Self> {
         Self::builder(dir).partitions(partitions).open()
     }
 
-    /// To open a store with other than the default options.
+    /// To open a store with other than the default options. Touches nothing before
+    /// [`open`](Builder::open).
     pub fn builder(dir: impl AsRef<Path>) -> Builder {
         Builder::new(dir.as_ref())
     }
@@ -133,12 +166,19 @@ impl Store {
     /// Stores a value under a key, over any value that it has.
     ///
     /// When it resolves to `Ok`, the value is as durable as the store's [`Durability`] says, and
-    /// every later `get` sees it. Dropping the future once it was polled leaves the outcome unknown,
-    /// but whole: the old value or the new. The empty key and the empty value are like any other.
+    /// every later `get` sees it. An expiry that the key had is gone. Dropping the future once it
+    /// was polled leaves the outcome unknown, but whole: the old value or the new. The empty key
+    /// and the empty value are like any other. Key and value are copied by this call, before any
+    /// poll.
+    ///
+    /// It waits for its turn while the partition has taken in [`QUEUE_BYTES`](crate::QUEUE_BYTES),
+    /// and for merges, once it is written, while there is more garbage than live data.
     ///
     /// # Errors
     ///
-    /// [`Error::KeyTooLarge`], [`Error::ValueTooLarge`], [`Error::Full`], [`Error::Poisoned`],
+    /// [`Error::KeyTooLarge`] beyond [`MAX_KEY_LEN`] bytes, [`Error::ValueTooLarge`] beyond
+    /// [`MAX_VALUE_LEN`], [`Error::Full`] if there is no room: these were not written.
+    /// [`Error::Poisoned`] if this write, or one before it, failed: it may have been written.
     /// [`Error::Closed`].
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Reply<()> {
         let (key, value) = (key.as_ref(), value.as_ref());
@@ -152,7 +192,9 @@ impl Store {
     /// version that the entry has now, or to `None` if the condition did not hold.
     ///
     /// A condition is judged where the entry lives, in the order of all its writes: of many callers
-    /// that swap the same version, one succeeds.
+    /// that swap the same version, one succeeds. Whether the key is there is known without a read,
+    /// unless the entry has an expiry; a version is read. What a refusal depends on is as durable
+    /// by then as its writer asked. Dropping the future is as with [`put`](Self::put).
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -170,7 +212,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As [`put`](Self::put), and those of reading the entry: [`Error::Corrupt`], [`Error::Io`].
+    /// As [`put`](Self::put), and, with a condition that needs a read, [`Error::Corrupt`] and
+    /// [`Error::Io`]: then nothing was written.
     pub fn put_with(
         &self,
         key: impl AsRef<[u8]>,
@@ -183,12 +226,19 @@ impl Store {
         }
     }
 
-    /// The value of a key, if it has one: from the cache, here and now, or by one read of the disk
-    /// that is checked against its checksum.
+    /// The value of a key, if it has one: from the cache, in the thread that polls, or by one read
+    /// of the disk that is checked against its checksums. (By one more if a merge moved it
+    /// meanwhile.)
+    ///
+    /// It sees every write that was acknowledged before, and none that is not as durable yet as it
+    /// was asked to be. Before a key is said to be gone because it has expired, that is made
+    /// durable, if it was not: such a get waits for a write. It goes on where writes fail, also if
+    /// its partition is poisoned or full. Dropping the future changes nothing.
     ///
     /// # Errors
     ///
-    /// [`Error::KeyTooLarge`], [`Error::Corrupt`], [`Error::Io`], [`Error::Closed`].
+    /// [`Error::KeyTooLarge`]; [`Error::Corrupt`] if the record is not what was written there;
+    /// [`Error::Io`] if the device or the system refuses the read; [`Error::Closed`].
     pub fn get(&self, key: impl AsRef<[u8]>) -> Reply<Option<Bytes>> {
         let key = key.as_ref();
         if key.len() > MAX_KEY_LEN {
@@ -208,7 +258,8 @@ impl Store {
         })
     }
 
-    /// [`get`](Self::get) with the entry's version and expiry.
+    /// [`get`](Self::get) with the entry's version and expiry. It asks the entry's owner, never the
+    /// cache, which has neither.
     ///
     /// # Errors
     ///
@@ -225,24 +276,29 @@ impl Store {
         })
     }
 
-    /// Whether a key is there. Reads nothing, unless the entry has an expiry.
+    /// Whether a key is there, as [`get`](Self::get) would see it. Reads nothing, unless the entry
+    /// has an expiry.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get).
+    /// [`Error::KeyTooLarge`], [`Error::Closed`], and those of a read if the entry has an expiry:
+    /// [`Error::Corrupt`], [`Error::Io`].
     pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Reply<bool> {
         self.with_key(key.as_ref(), |partition, digest, key| async move {
             partition.contains(digest, &key).await
         })
     }
 
-    /// Removes a key. Resolves to whether it was there, as durable then as a put. It needs no room
-    /// that a full disk would not have.
+    /// Removes a key. Resolves to whether it was there, and is then as durable as the store's
+    /// [`Durability`] says; `false` waits for the delete that it depends on, if that is under way.
+    /// Of a key that is not there nothing is written. On a full disk it has half of a reserve, and
+    /// waits for merges that may make room. Dropping the future is as with [`put`](Self::put).
     ///
     /// # Errors
     ///
-    /// [`Error::KeyTooLarge`], [`Error::Poisoned`], [`Error::Closed`], and those of a read if the
-    /// entry has an expiry.
+    /// [`Error::KeyTooLarge`]; [`Error::Full`] if that half is used up, and merges give nothing
+    /// back: the key is there as before. [`Error::Poisoned`] as with a put; [`Error::Closed`]; and
+    /// those of a read if the entry has an expiry: [`Error::Corrupt`], [`Error::Io`].
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Reply<bool> {
         let durability = self.inner.durability;
         self.with_key(key.as_ref(), move |partition, digest, key| async move {
@@ -253,9 +309,15 @@ impl Store {
     /// Replaces an entry by what `f` makes of its value: `None` is no entry, before and after.
     /// Resolves to the new value.
     ///
-    /// `f` runs once, on the thread that owns the key, and nothing comes between its look and the
-    /// write; so it must be quick, and must not block. The entry keeps its expiry. A panic of `f`
-    /// changes nothing and resolves to [`Error::Bug`].
+    /// `f` runs once at most, on the thread that owns the key, and nothing comes between its look
+    /// and the write; so it must be quick, and must not block. It may see a value that is not
+    /// acknowledged yet: the answer waits for that one too. The entry keeps its expiry; one that
+    /// has expired is none, and what takes its place does not expire. A panic of `f` changes
+    /// nothing and resolves to [`Error::Bug`].
+    ///
+    /// The change is as durable as the store's [`Durability`] says. That `f` has run does not mean
+    /// that what it made was stored. Dropping the future is as with [`put`](Self::put): if the
+    /// request was not sent yet, `f` does not run.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -274,7 +336,10 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As [`put_with`](Self::put_with).
+    /// [`Error::KeyTooLarge`]; [`Error::ValueTooLarge`] for what `f` makes; [`Error::Full`] if
+    /// there is no room for a put, also if `f` would remove the entry; [`Error::Corrupt`] and
+    /// [`Error::Io`] of reading it. In these cases nothing was written. [`Error::Poisoned`] as with
+    /// a put; [`Error::Closed`]; [`Error::Bug`].
     pub fn update<F>(&self, key: impl AsRef<[u8]>, f: F) -> Reply<Option<Bytes>>
     where
         F: FnOnce(Option<&[u8]>) -> Option<Vec<u8>> + Send + 'static,
@@ -288,12 +353,13 @@ impl Store {
     // ---- many keys --------------------------------------------------------------------------
 
     /// The values of many keys, in their order: what the cache has not takes one request to each
-    /// partition that is concerned, its reads in flight together. Not a snapshot: writes may come
-    /// between.
+    /// partition that is concerned, its reads in flight together, 64 at a time. Not a snapshot:
+    /// writes may come between. The answer holds all the values: how much memory that is, is the
+    /// caller's choice of keys. Dropping the future changes nothing.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get), for any of the keys.
+    /// As [`get`](Self::get), for any of the keys: then there are no values at all.
     pub fn get_many<K: AsRef<[u8]>>(
         &self,
         keys: impl IntoIterator<Item = K>,
@@ -342,7 +408,9 @@ impl Store {
         })
     }
 
-    /// How many keys there are. Those that have expired count until a merge comes by.
+    /// How many keys there are, by what is acknowledged. Those that have expired count until a
+    /// merge comes by. Each partition counts at a moment of its own, after the requests that wait
+    /// before this one; nothing is read.
     ///
     /// # Errors
     ///
@@ -361,12 +429,13 @@ impl Store {
         self.on_all(ask, |lens| lens.iter().sum::<u64>() == 0)
     }
 
-    /// All entries, in no order. See [`Scan`].
+    /// All entries, in no order. See [`Scan`], also for the errors that are among its items.
     pub fn scan(&self) -> Scan {
         self.scan_prefix("")
     }
 
-    /// The entries whose keys begin so, in no order: reads everything, and shows these. See [`Scan`].
+    /// The entries whose keys begin so, in no order: reads everything, and shows these. The empty
+    /// prefix is all entries; one that is longer than any key is none. See [`Scan`].
     pub fn scan_prefix(&self, prefix: impl AsRef<[u8]>) -> Scan {
         let closed = self.inner.check_open().err();
         Scan::new(Arc::clone(&self.inner.router), Bytes::copy_from_slice(prefix.as_ref()), closed)
@@ -374,46 +443,75 @@ impl Store {
 
     // ---- the whole store --------------------------------------------------------------------
 
-    /// A barrier: when it resolves, every write that was sent before it is durable.
+    /// A barrier: when it resolves to `Ok`, every write that was acknowledged before its first poll
+    /// is durable, in all partitions. So is a plain put or delete that was only polled before it,
+    /// and did not fail; but what has to read before it is written (a condition, an update, a key
+    /// with an expiry), or to wait for room, may come after the barrier. Dropping the future once
+    /// it was polled leaves syncs to be made by those partitions that it was sent to.
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`], [`Error::Closed`].
+    /// [`Error::Poisoned`] if this sync, or a write before it, failed in a partition: others may
+    /// have been synced. [`Error::Closed`].
     pub fn sync(&self) -> Reply<()> {
         self.on_all(|partition| async move { partition.sync().await }, |_| ())
     }
 
-    /// Merges away all garbage that there is now, and resolves when its space has come back. Not
-    /// needed: merges run by themselves where there is enough garbage.
+    /// Merges away the garbage that there is now, and resolves when its space has come back; that
+    /// of files which a scan, a backup or a verification still reads comes back when these let go.
+    /// Not needed: merges run by themselves where there is enough garbage.
+    ///
+    /// Each partition ends its active segment, and merges each segment with garbage of more than a
+    /// sixteenth of it and three blocks. It copies as it goes, at the pace of other merges, which
+    /// is 32 MiB a second and partition where there is little garbage. No write is changed by it,
+    /// or made less durable. Dropping the future does not end it.
     ///
     /// # Errors
     ///
-    /// [`Error::Full`] if there is no room for what has to be copied, [`Error::Corrupt`],
-    /// [`Error::Io`], [`Error::Poisoned`], [`Error::Closed`].
+    /// [`Error::Full`] if there is no room for what has to be copied; [`Error::Corrupt`] for a
+    /// record that does not validate, whose segment stays as it is; [`Error::Io`] if a file cannot
+    /// be read or removed; [`Error::Poisoned`]; [`Error::Closed`]. What was merged by then stays
+    /// so, and other partitions go on.
     pub fn compact(&self) -> Reply<()> {
         self.on_all(|partition| async move { partition.compact().await }, |_| ())
     }
 
-    /// Reads every file of the store, and checks every sum, the index against the segments, and the
-    /// hints against theirs. The store can be used meanwhile. What does not fit is in the report; so is
-    /// how many hints are missing, which is no damage.
+    /// Reads every file of the store: checks every header and sum, the index against the segments, and
+    /// the hints against theirs. What does not fit is in the report, and is no error; so is how many
+    /// hints are missing, which is no damage.
+    ///
+    /// The store can be used meanwhile; what is written after it began may be left out. It keeps the
+    /// files that it has yet to read, as a [`Scan`] does. Nothing is changed. Dropping the future
+    /// does not end it.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if a file cannot be read, [`Error::Closed`].
+    /// [`Error::Io`] if a file cannot be read: then there is no report. [`Error::Closed`].
     pub fn verify(&self) -> Reply<VerifyReport> {
         self.on_all(|partition| async move { partition.verify().await }, VerifyReport::of)
     }
 
     /// Makes a copy of the store in a new directory, which opens like any store, while this one is
-    /// in use. What was acknowledged when it began is in it, and no write is without those that were
-    /// acknowledged before it, in any partition. Where both are on one file system, sealed segments
-    /// are shared by hard links, so it takes little space and time.
+    /// in use. What was acknowledged when it began is in it, and no write is without those that
+    /// were acknowledged before it, in any partition, however durable it was asked to be. When it
+    /// resolves to `Ok` all of the copy is durable, the directory's name included.
+    ///
+    /// Where both are on one file system, sealed segments are shared by hard links, so it takes
+    /// little space and time; but what damages such a file damages both stores. The active segments
+    /// are copied, and read back. Writes wait while all partitions are held at the same moment,
+    /// which takes as long as the longest group that is under way; then they go on beside the
+    /// copying.
+    ///
+    /// Dropping the future ends the backup behind the step that is under way, and lets go of all
+    /// that was held. What was made by then stays there.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`], also if the directory is there and not empty; [`Error::Poisoned`],
-    /// [`Error::Closed`]. What was made by then stays there, and is no store.
+    /// [`Error::Io`] if the system refuses a call, also if the directory is there and not empty, or
+    /// the disk is full; [`Error::Corrupt`] if the copy of an active segment does not validate, or
+    /// is shorter than what was written; [`Error::Poisoned`] if a write or sync of a partition had
+    /// failed; [`Error::Closed`]. What was made by then stays there, and is no store: remove it, or
+    /// take another directory, before the next try.
     pub fn backup(&self, dir: impl AsRef<Path>) -> Reply<()> {
         let (inner, dir) = (Arc::clone(&self.inner), dir.as_ref().to_owned());
         Reply::new(async move {
@@ -437,7 +535,8 @@ impl Store {
         })
     }
 
-    /// What the store has done since it was opened, and what it holds.
+    /// What the store has done since it was opened, and what it holds. Each partition counts at a
+    /// moment of its own; nothing is read.
     ///
     /// # Errors
     ///
@@ -447,14 +546,22 @@ impl Store {
         self.on_all(ask, |partitions| Stats { partitions })
     }
 
-    /// Closes the store: finishes the requests that were sent, seals the logs, ends the threads.
-    /// Writes that still wait for their turn, and all that other handles ask from then on, get
-    /// [`Error::Closed`].
+    /// Closes the store: finishes the requests that were sent, syncs and seals the logs, ends the
+    /// threads. Writes that still wait for their turn, or for a read that they are judged by, and
+    /// all that other handles ask from then on, get [`Error::Closed`]. When it resolves to `Ok`,
+    /// all that was acknowledged is durable, whatever its [`Durability`]. There is no bound on how
+    /// long the device may take for that.
+    ///
+    /// It is closed to all handles from the first poll on. Dropping the future after that leaves
+    /// partitions that were not sealed yet unsealed, as a crash would; the threads are ended as by
+    /// dropping the handle.
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`] if a write had failed; [`Error::Stop`]; [`Error::Closed`] if it was
-    /// closed already. The store is closed in any case.
+    /// The first of these; the other partitions are sealed all the same, and the store is closed in
+    /// any case: [`Error::Poisoned`] if a write or sync failed, now or before; [`Error::Stop`] if
+    /// the threads did not end in order; [`Error::Io`] if there is no thread to wait for them,
+    /// which then ends them here and blocks for it; [`Error::Closed`] if it was closed already.
     pub fn close(self) -> Reply<()> {
         Reply::new(async move {
             let inner = &self.inner;

@@ -19,7 +19,8 @@ use std::rc::Rc;
 
 /// The most that is written at a time: short enough for reads that wait behind it.
 const PIECE: u64 = 256 << 10;
-/// How many pieces are to be there. Half of them are made anew at a time.
+/// How many pieces are to be there: 32 groups of the largest that count as small, so that none waits
+/// for a piece. Half of them are made anew at a time, so that few tasks are started for it.
 const PIECES: u64 = 4;
 
 /// A piece that is being written.

@@ -13,12 +13,17 @@ use crc32fast::Hasher;
 use std::io;
 use std::path::PathBuf;
 
+/// H for hint. Eight bytes, so that what follows is aligned.
 const MAGIC: &[u8; 8] = b"ringlogH";
+/// Up to the ids, as DESIGN.md lists it.
 const HEADER_LEN: usize = 88;
+/// A digest, an offset, a length.
 pub(crate) const ENTRY_LEN: usize = 24;
-/// How much is written and read at a time: whole entries.
+/// How much is written and read at a time: whole entries, 96 KiB of them. All partitions do it at the
+/// same time when a store is opened, so not as much as is read of logs.
 const PIECE: usize = 4096 * ENTRY_LEN;
-/// How many entries all partitions of a store remember of the segments that they write: 12 MiB.
+/// How many entries all partitions of a store remember of the segments that they write: 12 MiB. With
+/// one partition and segments of the default size it is enough for records of 64 bytes.
 pub(crate) const REMEMBERED: usize = 512 << 10;
 
 /// A put or delete as a hint has it.

@@ -24,7 +24,8 @@ pub(crate) const BLOCK: u64 = 4096;
 /// The same, as a length in memory.
 pub(crate) const BLOCK_LEN: usize = 4096;
 
-/// How much is read at a time where much is read.
+/// How much is read at a time where much is read: devices are at full rate with it, and memory hardly
+/// feels it.
 pub(crate) const CHUNK: usize = 1 << 20;
 
 /// Whose files they are.

@@ -25,14 +25,16 @@ pub(crate) enum Class {
     Tombstone = 2,
 }
 
-/// The most segments of a partition at a time.
+/// The most segments of a partition at a time: what the 19 bits of a slot can tell apart.
 pub(crate) const MAX_SLOTS: usize = 1 << 19;
-/// Records begin below this offset.
+/// Records begin below this offset: what 26 bits reach, in units of 8 bytes. Segments have half.
 pub(crate) const MAX_OFFSET: u64 = 1 << 29;
 
+// Where each field begins: behind the one before it, as the module says.
 const OFFSET_AT: u32 = 19;
 const CLASS_AT: u32 = 45;
 const LEN_AT: u32 = 47;
+/// The highest bit of a length: it is in units of 4096.
 const LARGE: u64 = 1 << 16;
 
 impl Place {

@@ -7,13 +7,14 @@
 
 use crc32fast::Hasher;
 
-/// Bytes before the key, if there is no expiry.
+/// Bytes before the key, if there is no expiry: two sums, a number, two lengths, kind and flags.
 pub(crate) const HEADER_LEN: usize = 24;
 /// A mark or a seal, whole.
 pub(crate) const MARK_LEN: usize = HEADER_LEN + MARK_VALUE;
-/// What a mark or a seal says.
+/// What a mark or a seal says: four numbers of 8 bytes.
 const MARK_VALUE: usize = 32;
 
+// Flags, a bit each. A bit that has no name yet is a later release's.
 const EXPIRES: u8 = 1;
 const MOVED: u8 = 2;
 

@@ -22,7 +22,8 @@ pub(crate) struct Strictness {
     pub(crate) salvage: bool,
 }
 
-/// How many bytes are read between two turns of other tasks.
+/// How many bytes are checked between two turns of other tasks: a sixteenth of a chunk, which can
+/// take milliseconds.
 const STRETCH: u64 = 64 << 10;
 
 /// What a scan has seen beside the records.

@@ -15,13 +15,16 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Of segments, hints and superblock.
+/// Of segments, hints and superblock: the first. It rises when an earlier release would misread them.
 pub(crate) const FORMAT_VERSION: u16 = 1;
 
+/// L for log. Eight bytes, so that what follows is aligned.
 const MAGIC: &[u8; 8] = b"ringlogL";
+/// As far as the fields go that DESIGN.md lists; the rest of the block is zero.
 const HEADER_LEN: usize = 52;
 
-/// How much of a file is given back at a time, and how long the disk is left alone after it.
+/// How much of a file is given back at a time, and how long the disk is left alone after it. A disk
+/// that discards was busy with 1 MiB for about a millisecond, so reads have the most of it meanwhile.
 const GIVEN_BACK: u64 = 1 << 20;
 const BREATH: Duration = Duration::from_millis(2);
 

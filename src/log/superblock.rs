@@ -20,7 +20,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 const NAME: &str = "STORE";
+/// As the table above ends.
 const LEN: usize = 52;
+/// S for store. Eight bytes, so that what follows is aligned.
 const MAGIC: &[u8; 8] = b"ringlogS";
 
 /// See the module.

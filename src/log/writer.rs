@@ -12,11 +12,14 @@ use crate::rt::AlignedBuf;
 use std::io;
 use std::rc::Rc;
 
-/// What a new segment has prepared.
+/// What a new segment has prepared, and the least that is prepared at a time: about a group of the
+/// largest. Not more, since an empty store of many partitions takes it for each.
 pub(crate) const FIRST_ROOM: u64 = 1 << 20;
-/// The most that is prepared at a time.
+/// The most that is prepared at a time, since a group waits for it. It is doubled up to here, so a
+/// segment of the default size is prepared in a few steps.
 const MAX_STEP: u64 = 8 << 20;
-/// What the buffer keeps of its size between groups.
+/// What the buffer keeps of its size between groups: twice an ordinary one, so that only single large
+/// values make it grow, and do not keep it so.
 const SPARE_BYTES: usize = 2 << 20;
 
 /// See the module.

@@ -20,10 +20,12 @@ const LONGEST: usize = 32 << 10;
 /// What an entry takes besides its key and value: its slot, its place in the index, and what the
 /// allocator and the two counts add.
 const OVERHEAD: usize = 256;
-/// Parts with a lock each, if each has at least [`LEAST`] bytes.
+/// Parts with a lock each, if each has at least [`LEAST`] bytes: more than threads that commonly ask
+/// one partition at the same moment.
 const SHARDS: usize = 16;
+/// A part keeps nothing that is larger than a quarter of it, and this is eight of the longest values.
 const LEAST: usize = 256 << 10;
-/// Uses that are remembered of an entry.
+/// Uses that are remembered of an entry: so many rounds of the hand it stays without another.
 const USES: u8 = 3;
 
 /// See the module.

@@ -10,7 +10,7 @@
 use super::keydir::Entry;
 use std::num::NonZeroU64;
 
-/// Slots in a chunk.
+/// Slots in a chunk: as many of 20 bytes as 512 bytes hold, with 12 left to say whose it is.
 pub(super) const SLOTS: usize = 25;
 
 /// Chunks in a slab, which is what comes from the allocator: 32 MiB. From that size on glibc maps
@@ -18,7 +18,8 @@ pub(super) const SLOTS: usize = 25;
 /// back when it is freed. (Smaller ones stay behind whatever else is on the heap.)
 const SLAB: usize = 1 << 16;
 
-/// How many chunks may stay in a slab's memory when they are not in use: 1 MiB.
+/// How many chunks may stay in a slab's memory when they are not in use: 1 MiB, so that a few keys
+/// that come and go do not ask the system each time.
 const SMALL: usize = 1 << 11;
 
 /// What a slot keeps of a digest: 88 bits. Slots are in its order.

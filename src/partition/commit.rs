@@ -24,11 +24,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A group ends when it has so many bytes of records; in small segments sooner.
+/// A group ends when it has so many bytes of records; in small segments sooner. The device is at its
+/// full rate with it, and more would only make the first of a group wait for the last.
 const MAX_GROUP: u64 = 1 << 20;
-/// How often whoever holds groups back looks if the one under way is done.
+/// How often whoever holds groups back looks if the one under way is done: about what one takes. Only
+/// backups do.
 const WATCH: Duration = Duration::from_micros(100);
-/// How long a partition has been idle when it marks its tail.
+/// How long a partition has been idle when it marks its tail: long beside a group, so that traffic
+/// pays nothing for it, and short beside what may befall the last group.
 const IDLE: Duration = Duration::from_millis(10);
 
 /// A segment that is made before it is needed.

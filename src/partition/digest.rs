@@ -12,7 +12,8 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// How many bits choose the table.
+/// How many bits choose the table: for 4096 of them, as the keydir wants. More would cost small
+/// stores, fewer would make tables that take long to grow.
 pub(super) const TABLE_BITS: u32 = 12;
 
 /// A key's digest. The high half chooses the partition by its top bits, the low half the table and

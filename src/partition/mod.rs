@@ -311,10 +311,12 @@ fn is_out_of_files(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// Reads of one `get_many` that are in flight at a time.
+/// Reads of one `get_many` that are in flight at a time: enough for a device's full rate at small
+/// reads, and a bound on what they hold in buffers.
 const READS_AT_ONCE: usize = 64;
 
-/// Buffers for reads that are kept.
+/// Buffers for reads that are kept: what one `get_many` has in flight. None has much more than
+/// 128 KiB.
 const POOLED_BUFFERS: usize = 64;
 /// A record from which on its buffer is not pooled, but given to whoever asked. Longer than the
 /// longest key with the longest value that the cache keeps: that holds no more than it counts.

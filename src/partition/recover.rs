@@ -32,7 +32,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// The segment that each partition begins with: it is there before the store is.
+/// The segment that each partition begins with: it is there before the store is. Not 0, which in a
+/// seal stands for none.
 const FIRST_ID: u64 = 1;
 
 /// What is to be done to open a partition.

@@ -18,7 +18,7 @@ const OVERFLOW: usize = 4;
 /// 30.
 const GROWTH: usize = 8;
 
-/// How many slots a search looks at at once.
+/// How many slots a search looks at at once: one more than it sees on average.
 const WINDOW: usize = 6;
 
 /// See the module.

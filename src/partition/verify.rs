@@ -1,4 +1,5 @@
-//! Verification: every byte is read, every sum checked, the keydir and the hints against the log.
+//! Verification: every record is read, every sum of one checked, the keydir and the hints against the
+//! log. Headers of files are checked when the store is opened.
 //!
 //! Invariant: it changes nothing, and reports all that it finds instead of ending at the first.
 

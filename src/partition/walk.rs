@@ -16,7 +16,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// A step ends when it has so many bytes of entries, or has come by a chunk of the log.
+/// A step ends when it has so many bytes of entries, or has come by a chunk of the log: enough that
+/// the hop to its thread is nothing beside it, and little to hold ready for a slow reader.
 const STEP: usize = 256 << 10;
 
 /// An entry that a walk came by.
