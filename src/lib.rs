@@ -5,7 +5,7 @@
 //! # ringlog::rt::block_on(async {
 //! let store = ringlog::Store::open("data", 4)?; // 4 partitions, each owned by a ring thread
 //! store.put("user:17", b"Ada").await?; // durable when it returns, and no thread is parked
-//! let value = store.get("user:17").await?; // Option<Bytes>, one disk read at most
+//! let value = store.get("user:17").await?; // Option<Bytes>, from a cache or by one disk read
 //! store.close().await
 //! # })?;
 //! # Ok::<(), ringlog::Error>(())

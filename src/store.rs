@@ -336,9 +336,9 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::KeyTooLarge`]; [`Error::ValueTooLarge`] for what `f` makes; [`Error::Full`] if
-    /// there is no room for a put, also if `f` would remove the entry; [`Error::Corrupt`] and
-    /// [`Error::Io`] of reading it. In these cases nothing was written. [`Error::Poisoned`] as with
+    /// [`Error::KeyTooLarge`]; [`Error::ValueTooLarge`] for what `f` makes; [`Error::Full`] as with a
+    /// put, or with a delete if `f` removes the entry; [`Error::Corrupt`] and [`Error::Io`] of
+    /// reading it. In these cases nothing was written. [`Error::Poisoned`] as with
     /// a put; [`Error::Closed`]; [`Error::Bug`].
     pub fn update<F>(&self, key: impl AsRef<[u8]>, f: F) -> Reply<Option<Bytes>>
     where

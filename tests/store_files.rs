@@ -133,6 +133,31 @@ fn a_missing_segment_is_named() {
 }
 
 #[test]
+fn a_missing_folder_is_named_and_a_salvage_keeps_the_others() {
+    let dir = memory_dir();
+    let two = || Store::builder(dir.path()).partitions(2).segment_bytes(64 << 10);
+    let store = two().open().unwrap();
+    let puts = (0..20).map(|n| store.put(format!("key {n}"), "value"));
+    run(try_join_all(puts)).unwrap();
+    drop(store);
+    let folder = dir.path().join("p0001");
+    fs::remove_dir_all(&folder).unwrap();
+    match two().open().unwrap_err() {
+        Error::Corrupt { path, .. } => assert_eq!(path, folder),
+        other => panic!("{other:?}"),
+    }
+    assert!(!folder.exists(), "a strict opening has made it");
+    let store = two().salvage(true).open().unwrap();
+    let partitions = &store.open_report().partitions;
+    assert!(partitions[0].damage.is_empty() && !partitions[1].damage.is_empty(), "{partitions:?}");
+    let left = run(store.len()).unwrap();
+    assert!((1..20).contains(&left), "{left}");
+    run(try_join_all((0..20).map(|n| store.put(format!("key {n}"), "anew")))).unwrap();
+    drop(store);
+    assert_eq!(run(two().open().unwrap().len()).unwrap(), 20);
+}
+
+#[test]
 fn a_segment_that_went_missing_after_an_opening_or_in_a_backup_is_named() {
     for closed in [true, false] {
         let sample = sample(2, closed);

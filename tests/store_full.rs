@@ -72,22 +72,27 @@ fn assert_full<T: std::fmt::Debug>(answer: Result<T, Error>, dir: &Path) {
     }
 }
 
-/// Puts until there is no room; gives what is there.
-fn fill(store: &Store, dir: &Path, map: &mut Map) {
+/// Puts until one is refused.
+fn fill_once(store: &Store, dir: &Path, map: &mut Map) {
     for n in map.len().. {
         match run(store.put(name(n), value(n))) {
             Ok(()) => drop(map.insert(name(n), value(n))),
-            full => {
-                assert_full(full, dir);
-                break;
-            }
+            full => return assert_full(full, dir),
         }
     }
-    // Smaller ones may still have had room.
-    for n in map.len().. {
-        match run(store.put(name(n), b"small")) {
-            Ok(()) => drop(map.insert(name(n), b"small".to_vec())),
-            full => return assert_full(full, dir),
+}
+
+/// Puts until there is no room, also after merges have given back all that is worth while.
+fn fill(store: &Store, dir: &Path, map: &mut Map) {
+    loop {
+        let before = map.len();
+        fill_once(store, dir, map);
+        if map.len() == before {
+            return;
+        }
+        match run(store.compact()) {
+            Ok(()) | Err(Error::Full { .. }) => {}
+            Err(other) => panic!("{other:?}"),
         }
     }
 }
@@ -110,6 +115,10 @@ fn on_a_full_disk_puts_say_so_and_reads_deletes_merges_and_opening_go_on() {
         assert_full(answer, &dir);
     }
     assert_full(run(store.update(name(0), |_| Some(vec![0; 5000]))), &dir);
+    // One that removes what is there is a delete.
+    let removed = run(store.update(name(0), |old| old.is_none().then(Vec::new)));
+    assert_eq!(removed.unwrap(), None);
+    map.remove(&name(0));
     assert_is(&store, &map, "full");
     // Opening needs no room.
     for round in 0..3 {
@@ -125,8 +134,9 @@ fn on_a_full_disk_puts_say_so_and_reads_deletes_merges_and_opening_go_on() {
     for hundred in (0..map.len() / 100).step_by(2) {
         // Together: a delete that is durable by itself takes a block by itself.
         let all: Vec<_> = (hundred * 100..(hundred + 1) * 100).map(name).collect();
-        for deleted in run(join_all(all.iter().map(|key| store.delete(key)))) {
-            assert!(deleted.unwrap());
+        let deleted = run(join_all(all.iter().map(|key| store.delete(key))));
+        for (key, deleted) in all.iter().zip(deleted) {
+            assert_eq!(deleted.unwrap(), map.contains_key(key));
         }
         map.retain(|key, _| !all.contains(key));
     }
@@ -313,7 +323,7 @@ fn a_limit_on_files_is_like_a_full_disk() {
     limit_file_size(6 << 20);
     let mut store = Store::open(&dir, 1).unwrap();
     let mut map = Map::new();
-    fill(&store, &dir, &mut map);
+    fill_once(&store, &dir, &mut map);
     assert_is(&store, &map, "limited");
     assert_full(run(store.put("key", vec![0; 7 << 20])), &dir);
     assert!(run(store.delete(name(3))).unwrap());

@@ -63,6 +63,26 @@ struct Current {
     expired: Option<u64>,
 }
 
+/// Of a delete that found no room: what merges give back is for deletes first.
+#[derive(Default)]
+struct Patience {
+    in_vain: bool,
+}
+
+impl Patience {
+    /// Whether to try again, since a segment has been merged meanwhile. A merge that comes to nothing
+    /// may have been what stood in the way, but only the first time.
+    async fn suffices(&mut self, of: &Partition, deleted: &Result<()>, merges: u64) -> bool {
+        if !matches!(deleted, Err(Error::Full { .. })) {
+            return false;
+        }
+        let waited = of.merge_step().await;
+        let again = !self.in_vain && (waited || of.merges_done() != merges);
+        self.in_vain = again && of.merges_done() == merges;
+        again
+    }
+}
+
 impl Partition {
     /// What is there of a key, acknowledged or not. Current until the next await.
     async fn current(&self, digest: Digest, key: &[u8], need: Need) -> Result<Current> {
@@ -157,7 +177,7 @@ impl Partition {
         key: Bytes,
         durability: Durability,
     ) -> Result<bool> {
-        let mut in_vain = false;
+        let mut patience = Patience::default();
         loop {
             let merges = self.merges_done();
             let current = self.current(digest, &key, Need::Presence).await?;
@@ -167,13 +187,9 @@ impl Partition {
                 return Ok(false);
             }
             let op = Op::Delete { key: key.clone() };
-            match self.stage(digest, op, durability)?.0.wait(self).await {
-                // What merges have given back is for deletes first. One that comes to nothing may
-                // have been what stood in the way, but only the first time.
-                Err(Error::Full { .. }) if self.merge_step().await && !in_vain => {
-                    in_vain = self.merges_done() == merges;
-                }
-                deleted => return deleted.map(|()| true),
+            let deleted = self.stage(digest, op, durability)?.0.wait(self).await;
+            if !patience.suffices(self, &deleted, merges).await {
+                return deleted.map(|()| true);
             }
         }
     }
@@ -187,11 +203,12 @@ impl Partition {
         f: impl FnOnce(Option<&[u8]>) -> Option<Vec<u8>>,
         durability: Durability,
     ) -> Result<Option<Bytes>> {
-        self.make_sure_there_is_room().await?;
+        let room = self.make_sure_there_is_room().await;
         let current = self.current(digest, &key, Need::All).await?;
         let old = current.found.as_ref();
         match f(old.map(|found| &found.value[..])) {
             Some(value) => {
+                room?;
                 if value.len() > MAX_VALUE_LEN {
                     return Err(Error::ValueTooLarge { len: value.len() });
                 }
@@ -205,8 +222,21 @@ impl Partition {
                 Ok(Some(value))
             }
             None if current.present => {
-                self.stage(digest, Op::Delete { key }, durability)?.0.wait(self).await?;
-                Ok(None)
+                let version = old.map(|found| found.version);
+                let mut patience = Patience::default();
+                loop {
+                    let merges = self.merges_done();
+                    let op = Op::Delete { key: key.clone() };
+                    let deleted = self.stage(digest, op, durability)?.0.wait(self).await;
+                    if !patience.suffices(self, &deleted, merges).await {
+                        return deleted.map(|()| None);
+                    }
+                    // Something else that has come meanwhile is not what was to be removed.
+                    let now = self.current(digest, &key, Need::All).await?;
+                    if now.found.map(|found| found.version) != version {
+                        return deleted.map(|()| None);
+                    }
+                }
             }
             None => self.settle(current).await.map(|()| None),
         }

@@ -148,6 +148,14 @@ impl Commit {
         self.clock.get()
     }
 
+    /// Where copies are that reads do not see yet: slots and offsets, in order.
+    pub(super) fn unseen(&self) -> Vec<(usize, u64)> {
+        let moved = self.moved.borrow();
+        let mut unseen: Vec<_> = moved.iter().map(|m| (m.to.slot(), m.to.offset())).collect();
+        unseen.sort_unstable();
+        unseen
+    }
+
     pub(super) fn is_sealed(&self) -> bool {
         self.sealed.get()
     }
@@ -195,9 +203,14 @@ impl Partition {
         if let (Op::Put { .. }, Some(cause)) = (&op, &*commit.full.borrow()) {
             return Err(self.failed(Failure::Full(Arc::clone(cause))));
         }
+        let need = match op {
+            Op::Put { .. } => Need::Put,
+            Op::Delete { .. } => Need::Delete,
+            _ => Need::Own,
+        };
         commit.sequence.set(commit.sequence.get() + 1);
         let sequence = commit.sequence.get();
-        Ok((self.enqueue(digest, sequence, op, durability), sequence))
+        Ok((self.enqueue(digest, sequence, op, need, durability), sequence))
     }
 
     /// Stages a record again that has its sequence number.
@@ -206,8 +219,9 @@ impl Partition {
         digest: Digest,
         sequence: u64,
         op: Op,
+        need: Need,
     ) -> Rc<Ticket> {
-        self.enqueue(digest, sequence, op, Durability::Buffered)
+        self.enqueue(digest, sequence, op, need, Durability::Buffered)
     }
 
     fn enqueue(
@@ -215,6 +229,7 @@ impl Partition {
         digest: Digest,
         sequence: u64,
         op: Op,
+        need: Need,
         durability: Durability,
     ) -> Rc<Ticket> {
         let commit = &self.commit;
@@ -233,7 +248,7 @@ impl Partition {
             commit.overlay.borrow_mut().insert(digest, pending);
         }
         let sync = durability == Durability::Sync;
-        let staged = Staged { digest, sequence, op, sync, ticket: Rc::clone(&ticket) };
+        let staged = Staged { digest, sequence, op, need, sync, ticket: Rc::clone(&ticket) };
         commit.gathering.borrow_mut().push_back(staged);
         if let Durability::Interval(period) = durability {
             self.sync_within(period);
@@ -333,7 +348,7 @@ impl Partition {
     /// Takes the operations of the next group.
     fn take_group(&self, group: &mut Vec<Staged>) -> bool {
         let mut gathering = self.commit.gathering.borrow_mut();
-        let most = MAX_GROUP.min(self.segment_bytes / 4);
+        let most = MAX_GROUP.min(self.least_reserve() / 2);
         let mut bytes = 0;
         while let Some(next) = gathering.front()
             && (group.is_empty() || bytes + next.len() as u64 <= most)
@@ -352,27 +367,15 @@ impl Partition {
         group: &mut Vec<Staged>,
     ) -> io::Result<()> {
         let commit = &self.commit;
-        let mut bytes: usize = group.iter().map(Staged::len).sum();
-        if group.iter().any(Staged::takes_room) {
-            let need = group.iter().map(Staged::need).min().unwrap_or(Need::Own);
-            if let Err(NoRoom(error)) = self.make_room(writer, bytes, need).await? {
-                let error = Arc::new(error);
-                self.refuse(group, Staged::is_put, &error);
-                commit.full.replace(Some(Arc::clone(&error)));
-                bytes = group.iter().map(Staged::len).sum();
-                if group.iter().any(Staged::takes_room)
-                    && let Err(NoRoom(error)) = self.make_room(writer, bytes, Need::Delete).await?
-                {
-                    let error = Arc::new(error);
-                    self.refuse(group, |staged| staged.need() == Need::Delete, &error);
-                    bytes = group.iter().map(Staged::len).sum();
-                    if group.iter().any(Staged::takes_room)
-                        && let Err(NoRoom(_)) = self.make_room(writer, bytes, Need::Own).await?
-                    {
-                        self.refuse(group, Staged::takes_room, &error);
-                    }
-                }
-            }
+        // The least first: what it may not have, others still may.
+        while let Some(need) =
+            group.iter().filter(|staged| staged.takes_room()).map(|s| s.need).min()
+        {
+            let bytes = group.iter().map(Staged::len).sum();
+            let Err(NoRoom(error)) = self.make_room(writer, bytes, need).await? else { break };
+            let error = Arc::new(error);
+            self.refuse(group, |staged| staged.need <= need && staged.takes_room(), &error);
+            commit.full.replace(Some(error));
         }
         let sync = group.iter().any(|staged| staged.sync);
         let clock = self.clock.now();

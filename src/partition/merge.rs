@@ -8,9 +8,11 @@
 
 use super::Partition;
 use super::digest::Digest;
-use super::staged::{Failure, Op, Ticket};
+use super::space::Extant;
+use super::staged::{Failure, Need, Op, Ticket};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
+use crate::log::BLOCK;
 use crate::log::hint;
 use crate::log::place::{Class, Place};
 use crate::log::record::Kind;
@@ -94,7 +96,7 @@ impl Partition {
         for _ in 0..PATIENCE {
             let (len, live) = self.ledger.borrow().space.totals();
             let garbage = len.saturating_sub(live);
-            let room = self.room_for(garbage);
+            let room = self.room_with(garbage);
             let bound = live.min(room / 8 * 5) + 2 * self.slack(room);
             if garbage <= bound || !self.merge_step().await {
                 break;
@@ -103,7 +105,7 @@ impl Partition {
     }
 
     /// What garbage could come to at the most: what it is, and what the device has free.
-    fn room_for(&self, garbage: u64) -> u64 {
+    fn room_with(&self, garbage: u64) -> u64 {
         self.merging.free.get().map_or(u64::MAX, |free| garbage.saturating_add(free))
     }
 
@@ -123,7 +125,7 @@ impl Partition {
 
     /// Waits until the segment that is being merged is, if one is.
     pub(super) async fn merge_step(&self) -> bool {
-        let running = self.merging.running.get();
+        let running = self.merging.running.get() || self.is_merging();
         if running {
             let step = Rc::clone(&self.merging.step.borrow());
             drop(step.outcome().await);
@@ -141,6 +143,11 @@ impl Partition {
         self.merging.busy.get()
     }
 
+    /// Bytes that the device had free when it was asked last.
+    pub(super) fn free_space(&self) -> Option<u64> {
+        self.merging.free.get()
+    }
+
     /// How urgent merging is.
     fn pressure(&self) -> Pressure {
         let (garbage, live) = {
@@ -151,7 +158,7 @@ impl Partition {
         if self.commit.full.borrow().is_some() {
             return Pressure::Full;
         }
-        let room = self.room_for(garbage);
+        let room = self.room_with(garbage);
         let slack = self.slack(room);
         // 60 % of what is live, and a third of what there is room for; and nothing that is not
         // worth the while.
@@ -168,17 +175,29 @@ impl Partition {
 
     /// Which segment to merge next.
     fn choose(&self) -> Option<usize> {
-        let now = self.clock.now();
-        self.ledger.borrow().space.victim(self.most_live(), now)
+        let fits = |extant: &Extant| self.room_for(extant).is_some();
+        self.ledger.borrow().space.victim(self.clock.now(), fits)
     }
 
-    /// On a full disk only what fits the reserve can be copied.
-    fn most_live(&self) -> u64 {
-        if self.commit.full.borrow().is_none() {
-            return u64::MAX;
+    /// The room that there is for a copy of what is alive in a segment: half of what the device has
+    /// free, since others take of it meanwhile, or what is held in reserve. A merge that found no
+    /// room half-way would have taken some, and given back nothing.
+    fn room_for(&self, victim: &Extant) -> Option<Need> {
+        // With what is not records: marks, padding, the drop record's block and two for its segment.
+        let copy = victim.live_bytes + victim.live_bytes / 16 + 4 * BLOCK;
+        match self.merging.free.get() {
+            _ if self.commit.full.borrow().is_some() => {}
+            Some(free) if copy > free / 2 => {}
+            _ => return Some(Need::Put),
         }
-        let spares = self.commit.spares.borrow().len() as u64 * self.reserve();
-        (spares + self.commit.left.get()) / 8 * 7
+        let spares = self.commit.spares.borrow();
+        // A group that does not fit what one spare has left goes to the next.
+        let lost = spares.len().saturating_sub(1) as u64 * self.least_reserve() / 2;
+        let prepared: u64 = spares.iter().map(|spare| spare.prepared).sum();
+        // Whatever uses up a spare has to give back enough for another.
+        let gives = victim.len >= self.least_reserve();
+        let fits = copy <= self.commit.left.get() || copy + lost <= prepared && gives;
+        fits.then_some(Need::Own)
     }
 
     /// Whether it is time to end the active segment, so that it can be merged.
@@ -192,6 +211,7 @@ impl Partition {
     }
 
     async fn merge_all(self: &Rc<Self>) {
+        self.look_at_room().await;
         while !self.commit.is_sealed()
             && !self.commit.is_poisoned()
             && !matches!(self.pressure(), Pressure::None)
@@ -219,8 +239,6 @@ impl Partition {
                 return;
             }
             self.look_at_room().await;
-            self.merging.done.set(self.merging.done.get() + 1);
-            self.tell_merged();
         }
     }
 
@@ -241,12 +259,12 @@ impl Partition {
     }
 
     /// One merge at a time.
-    async fn merge_turn(&self) -> Running<'_> {
+    async fn merge_turn(&self) -> Turn<'_> {
         while self.merging.busy.get() {
             drop(rt::timeout_ms(1).await);
         }
         self.merging.busy.set(true);
-        Running(&self.merging.busy)
+        Turn(self)
     }
 
     /// Merges one sealed segment away.
@@ -263,8 +281,12 @@ impl Partition {
     }
 
     async fn merge_alone(self: &Rc<Self>, slot: usize, salvage: bool) -> Result<()> {
-        let id = self.ledger.borrow().space.get(slot).segment.id;
-        let mut seen = Seen::default();
+        let (id, room) = {
+            let ledger = self.ledger.borrow();
+            let victim = ledger.space.get(slot);
+            (victim.segment.id, self.room_for(victim))
+        };
+        let mut seen = Seen { room: room.unwrap_or(Need::Put), ..Seen::default() };
         let left = || self.ledger.borrow().space.get(slot).live_records;
         loop {
             let before = left();
@@ -292,7 +314,9 @@ impl Partition {
             rt::yield_now().await;
         }
         self.count(|stats| stats.merges += 1);
-        self.remove_dropped(slot).await
+        self.remove_dropped(slot).await?;
+        self.merging.done.set(self.merging.done.get() + 1);
+        Ok(())
     }
 
     fn no_room(&self) -> Error {
@@ -352,7 +376,7 @@ impl Partition {
                 seen.last.push((digest, from));
                 continue;
             }
-            let ticket = self.copy(digest, from, &shown);
+            let ticket = self.copy(digest, from, &shown, seen.room);
             copied += shown.len as u64;
             self.count(|stats| stats.bytes_merged += shown.len as u64);
             if copied >= STEP {
@@ -396,7 +420,7 @@ impl Partition {
     }
 
     /// Stages a live record again.
-    fn copy(self: &Rc<Self>, digest: Digest, from: Place, shown: &Shown) -> Rc<Ticket> {
+    fn copy(self: &Rc<Self>, digest: Digest, from: Place, shown: &Shown, room: Need) -> Rc<Ticket> {
         let record = shown.record();
         let (key, value) = shown.share();
         let (kind, sum, expiry) = (record.kind, record.sum, record.expiry);
@@ -406,7 +430,7 @@ impl Partition {
         } else {
             Op::Move { from, kind, key, value, sum, expiry }
         };
-        self.stage_moved(digest, record.sequence, op)
+        self.stage_moved(digest, record.sequence, op, room)
     }
 
     /// Keeps to the budget.
@@ -423,15 +447,17 @@ impl Partition {
     /// Merges all that has garbage in it, as it is now.
     pub(crate) async fn compact(self: &Rc<Self>) -> Result<()> {
         self.check()?;
+        self.look_at_room().await;
         let last = self.next_id.get();
         self.end_active().await?;
         loop {
-            let (most_live, now, mut too_much) = (self.most_live(), self.clock.now(), false);
+            let (now, mut too_much) = (self.clock.now(), false);
             let victim = self.ledger.borrow().space.iter().find_map(|(slot, e)| {
                 let whole = e.seal.is_some() && !e.damaged && !e.dropped;
-                let worth = whole && e.segment.id < last && e.garbage(now) > overhead(e.len);
-                too_much |= worth && e.live_bytes > most_live;
-                (worth && e.live_bytes <= most_live).then_some((slot, e.hinting))
+                let worth = whole && e.segment.id < last && e.is_worth_merging(now);
+                let fits = worth && self.room_for(e).is_some();
+                too_much |= worth && !fits;
+                fits.then_some((slot, e.hinting))
             });
             match victim {
                 None if too_much => return Err(self.no_room()),
@@ -447,15 +473,12 @@ impl Partition {
 /// What a merge notes about its victim.
 #[derive(Default)]
 struct Seen {
+    /// Which room its copies may take.
+    room: Need,
     /// Of all puts.
     puts: Vec<Digest>,
     /// Tombstones that go with it.
     last: Vec<(Digest, Place)>,
-}
-
-/// What is not records in a segment without garbage, about.
-fn overhead(len: u64) -> u64 {
-    len / 16 + 3 * crate::log::BLOCK
 }
 
 /// Resets a flag, also if the task is dropped.
@@ -464,5 +487,15 @@ struct Running<'a>(&'a Cell<bool>);
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.0.set(false);
+    }
+}
+
+/// That of a merge. Whoever waits for it hears of its end, also if the task is dropped.
+struct Turn<'a>(&'a Partition);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.merging.busy.set(false);
+        self.0.tell_merged();
     }
 }

@@ -205,7 +205,8 @@ impl Partition {
         }
     }
 
-    /// One read of the disk, or none if the key is not there.
+    /// One read of the disk, or none if the key is not there; one more for each merge that moves it
+    /// meanwhile.
     pub(crate) async fn get(self: &Rc<Self>, digest: Digest, key: &Bytes) -> Result<Option<Found>> {
         let Some((spot, found)) = self.read(digest, key).await? else { return Ok(None) };
         if self.is_expired(found.expiry) {

@@ -8,7 +8,7 @@ use super::clock::Clock;
 use super::commit::{Commit, Spare};
 use super::digest::Digest;
 use super::ledger::Ledger;
-use super::load::{LAST_ID, Loaded, State, list, load};
+use super::load::{LAST_ID, Loaded, Names, State, list, load};
 use super::rotate::{SPARES, Sealed, is_full};
 use super::space::Space;
 use super::staged::Op;
@@ -64,7 +64,18 @@ impl Plan {
     /// Reads what is there, and changes nothing.
     pub(crate) async fn read(settings: Settings) -> Result<Self> {
         let started = rt::now();
-        let names = list(&settings.dir).await?;
+        let (names, lost) = match list(&settings.dir).await {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                let reason = "the folder of a partition is missing, with all that was in it";
+                let path = settings.dir.clone();
+                let lost = Error::Corrupt { path, offset: 0, reason };
+                if settings.quarantine.is_none() {
+                    return Err(lost);
+                }
+                (Names::default(), Some(lost))
+            }
+            names => (names?, None),
+        };
         let open_files = settings.open_files;
         let mut plan = Self {
             settings,
@@ -79,7 +90,7 @@ impl Plan {
             sequence: 0,
             clock: 0,
             next_id: names.last_id + 1,
-            report: PartitionReport::default(),
+            report: PartitionReport { damage: Vec::from_iter(lost), ..PartitionReport::default() },
         };
         let mut ids = names.ids.clone();
         let last = plan.find_last(&mut ids).await?;
@@ -341,22 +352,18 @@ impl Plan {
         Ok((partition, self.report))
     }
 
-    /// Copies what is damaged to the quarantine, durably, before anything is done about it.
+    /// Copies what is damaged to the quarantine, durably, before anything is done about it. If the
+    /// partition's folder is gone, it is made anew.
     async fn set_aside(&mut self) -> Result<()> {
         let Some(quarantine) = self.settings.quarantine.clone() else { return Ok(()) };
+        make_dir(&self.settings.dir).await?;
         let damaged = self.damaged.iter();
         let damaged = damaged.map(|&slot| self.ledger.space.get(slot).segment.path().to_owned());
         let files: Vec<_> = damaged.chain(self.unreadable.iter().cloned()).collect();
         if files.is_empty() {
             return Ok(());
         }
-        match rt::make_dir(None, &quarantine, 0o755).await {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            made => made.map_err(Error::io("create", &quarantine))?,
-        }
-        if let Some(parent) = quarantine.parent() {
-            sync_dir(parent).await?;
-        }
+        make_dir(&quarantine).await?;
         for file in files {
             let partition = self.settings.identity.partition;
             let name = file.file_name().unwrap_or_default().to_string_lossy();
@@ -367,6 +374,18 @@ impl Plan {
         sync_dir(&quarantine).await?;
         self.leftovers.append(&mut self.unreadable);
         Ok(())
+    }
+}
+
+/// Makes a directory of the store's, if it is not there, durably.
+async fn make_dir(dir: &Path) -> Result<()> {
+    match rt::make_dir(None, dir, 0o777).await {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made.map_err(Error::io("create", dir))?,
+    }
+    match dir.parent() {
+        Some(parent) => sync_dir(parent).await,
+        None => Ok(()),
     }
 }
 

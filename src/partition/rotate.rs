@@ -24,11 +24,26 @@ use std::sync::Arc;
 
 /// Segments that are made ahead: one to go on with, and one in reserve.
 pub(super) const SPARES: usize = 2;
+/// So many segments' room is little: each rotation may take one, and so may each merge.
+const FEW: u64 = 8;
 
 impl Partition {
-    /// What a spare has prepared: the last one is for deletes and merges on a full disk.
-    pub(super) fn reserve(&self) -> u64 {
+    /// What a spare has prepared at the least: the last one is for deletes and merges on a full disk.
+    pub(super) fn least_reserve(&self) -> u64 {
         (self.segment_bytes / 8).clamp(FIRST_ROOM / 16, FIRST_ROOM * 4).next_multiple_of(BLOCK)
+    }
+
+    /// What a spare should have prepared. As the disk fills up it is a 16th of what is there, and at
+    /// most a segment: so that whatever has to be merged then fits.
+    fn reserve(&self) -> u64 {
+        let least = self.least_reserve();
+        match self.free_space() {
+            Some(free) if free < FEW * self.segment_bytes => {
+                let (len, _) = self.ledger.borrow().space.totals();
+                (len / 16).min(self.segment_bytes).next_multiple_of(BLOCK).max(least)
+            }
+            _ => least,
+        }
     }
 
     /// A salt that no other segment has, and nobody can foretell.
@@ -59,6 +74,7 @@ impl Partition {
             while made.is_ok() && partition.commit.spares.borrow().len() < SPARES {
                 made = partition.make_spare().await;
             }
+            partition.look_at_room().await;
             partition.making.take();
             if let Err(Failure::Full(cause)) = &made {
                 partition.commit.full.replace(Some(Arc::clone(cause)));
@@ -72,7 +88,7 @@ impl Partition {
             let error = io::Error::new(io::ErrorKind::StorageFull, "too many segments");
             return Err(Failure::Full(Arc::new(error)));
         }
-        let prepared = self.reserve();
+        let mut prepared = self.reserve();
         let mut made = self.make_segment(prepared).await;
         if let Err(Error::Io { source, .. }) = &made
             && is_out_of_files(source)
@@ -80,11 +96,19 @@ impl Partition {
             self.ledger.borrow_mut().space.bound_open(0);
             made = self.make_segment(prepared).await;
         }
+        // Deletes and merges go on with less; puts do not.
+        while let Err(Error::Io { source, .. }) = &made
+            && is_full(source)
+            && self.commit.spares.borrow().is_empty()
+            && prepared > self.least_reserve()
+        {
+            prepared = (prepared / 2).next_multiple_of(BLOCK).max(self.least_reserve());
+            made = self.make_segment(prepared).await;
+        }
         match made {
             Ok(segment) => {
                 let segment = Rc::new(segment);
                 self.commit.spares.borrow_mut().push_back(Spare { segment, prepared });
-                self.look_at_room().await;
                 Ok(())
             }
             Err(Error::Io { source, .. }) if is_full(&source) => Err(Failure::Full(source)),
@@ -104,6 +128,8 @@ impl Partition {
             let Some(making) = making else { continue };
             match making.outcome().await {
                 Ok(()) => {}
+                // One may have been made before there was no room for the other.
+                Err(Failure::Full(_)) if self.commit.spares.borrow().len() > keep => {}
                 Err(Failure::Full(cause)) => return Ok(Err(NoRoom(again(&cause)))),
                 Err(Failure::Poisoned(cause)) => return Err(again(&cause)),
             }
@@ -230,10 +256,11 @@ impl Partition {
         Ok(())
     }
 
-    /// Whether a delete has to leave to merges what is left of the last spare on a full disk.
+    /// Whether a delete has to leave to merges what is left of the last spare on a full disk: half of
+    /// the least that one has, and all while a merge is under way, since that has counted on it.
     fn must_be_left(&self, writer: &Writer, bytes: usize) -> bool {
         let last = self.commit.full.borrow().is_some() && self.commit.spares.borrow().is_empty();
-        last && writer.left_after(bytes) < self.reserve() / 2
+        last && (self.is_merging() || writer.left_after(bytes) < self.least_reserve() / 2)
     }
 
     /// Seals the active segment, if it is not. Its hint is written beside the traffic.

@@ -44,6 +44,11 @@ impl Extant {
         self.len.saturating_sub(self.live_bytes) + expired
     }
 
+    /// Whether merging it gives back more than its copy has again of what is not records, about.
+    pub(crate) fn is_worth_merging(&self, now: u64) -> bool {
+        self.garbage(now) > self.len / 16 + 3 * BLOCK
+    }
+
     /// What a scan has to read of it.
     pub(crate) fn scan_len(&self) -> u64 {
         self.seal.map_or(self.len, |seal| seal + BLOCK)
@@ -245,11 +250,11 @@ impl Space {
         }
     }
 
-    /// The sealed segment with the largest share of garbage, if it is worth while, with at most so
-    /// many live bytes.
-    pub(crate) fn victim(&self, most_live: u64, now: u64) -> Option<usize> {
+    /// The sealed segment with the largest share of garbage, if it is worth while, of those that
+    /// can be copied.
+    pub(crate) fn victim(&self, now: u64, fits: impl Fn(&Extant) -> bool) -> Option<usize> {
         let worth = |(_, e): &(usize, &Extant)| {
-            e.can_merge() && e.live_bytes <= most_live && e.garbage(now) * 10 >= e.len
+            e.can_merge() && e.garbage(now) * 10 >= e.len && e.is_worth_merging(now) && fits(e)
         };
         let share = |e: &Extant| e.garbage(now) * 1000 / e.len.max(1);
         // Of equals the oldest: it holds up tombstones.

@@ -104,11 +104,12 @@ pub(super) enum Op {
 }
 
 /// Which room a write may have on a full disk: the later ones more than those before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Need {
     /// None that is held for the others.
+    #[default]
     Put,
-    /// Half of the last spare.
+    /// Half of the last spare, while no merge counts on it.
     Delete,
     /// All that there is: merges give it back.
     Own,
@@ -119,6 +120,7 @@ pub(super) struct Staged {
     pub(super) digest: Digest,
     pub(super) sequence: u64,
     pub(super) op: Op,
+    pub(super) need: Need,
     pub(super) sync: bool,
     pub(super) ticket: Rc<Ticket>,
 }
@@ -155,19 +157,6 @@ impl Staged {
     /// Whether something is written for it.
     pub(super) fn takes_room(&self) -> bool {
         self.len() > 0 || matches!(self.op, Op::Clock)
-    }
-
-    pub(super) fn is_put(&self) -> bool {
-        matches!(self.op, Op::Put { .. })
-    }
-
-    /// Which room is for it.
-    pub(super) fn need(&self) -> Need {
-        match self.op {
-            Op::Put { .. } => Need::Put,
-            Op::Delete { .. } => Need::Delete,
-            _ => Need::Own,
-        }
     }
 }
 

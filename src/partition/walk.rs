@@ -111,6 +111,9 @@ pub(crate) struct Walk {
     /// The segments as the walk began: their slots, their lengths, and where their records end, by
     /// id.
     segments: BTreeMap<u64, (usize, u64, u64)>,
+    /// Where copies were in them that reads did not see yet: their originals are shown, and they
+    /// are passed over.
+    unseen: Vec<(usize, u64)>,
     /// The segment that is being read, and where in it.
     at: Cell<(u64, u64)>,
     /// What was read there.
@@ -148,6 +151,7 @@ impl Partition {
             pins,
             prefix,
             segments,
+            unseen: self.commit.unseen(),
             at: Cell::new((0, crate::log::BLOCK)),
             window: RefCell::default(),
             followed: RefCell::default(),
@@ -199,6 +203,9 @@ impl Walk {
         let record = shown.record();
         let digest = Digest::new(&partition.secret, record.key);
         let Some(place) = partition.place(digest) else { return Ok(false) };
+        if self.is_unseen(slot, shown.offset) {
+            return Ok(false);
+        }
         let here = place.slot() == slot && place.offset() == shown.offset;
         if !here {
             // Overwritten, or moved by a merge to where this walk does not come by?
@@ -220,8 +227,14 @@ impl Walk {
         Ok(!expired)
     }
 
+    /// Whether what is there now is shown there.
     fn comes_by(&self, place: Place) -> bool {
         let id = self.pins.partition.ledger.borrow().space.get(place.slot()).segment.id;
-        self.segments.get(&id).is_some_and(|&(_, len, _)| place.offset() < len)
+        let within = self.segments.get(&id).is_some_and(|&(_, len, _)| place.offset() < len);
+        within && !self.is_unseen(place.slot(), place.offset())
+    }
+
+    fn is_unseen(&self, slot: usize, offset: u64) -> bool {
+        self.unseen.binary_search(&(slot, offset)).is_ok()
     }
 }
