@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code)]
 
+#[path = "sim/edges.rs"]
+mod edges;
 #[path = "sim/lists.rs"]
 mod lists;
 #[path = "sim/promises.rs"]
