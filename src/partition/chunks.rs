@@ -70,6 +70,9 @@ pub(super) struct Pool {
     slabs: Vec<Vec<Chunk>>,
     /// How many chunks of the last slab have been written to.
     touched: usize,
+    /// How often a chunk was asked for to be changed.
+    #[cfg(test)]
+    pub(super) changes: usize,
 }
 
 const _: () = assert!(size_of::<Slot>() == 20 && size_of::<Chunk>() == 512);
@@ -140,6 +143,10 @@ impl Pool {
     }
 
     pub(super) fn chunk_mut(&mut self, id: u32) -> &mut Chunk {
+        #[cfg(test)]
+        {
+            self.changes += 1;
+        }
         let id = id as usize;
         &mut self.slabs[id / SLAB][id % SLAB]
     }
