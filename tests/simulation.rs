@@ -12,6 +12,8 @@ mod edges;
 mod lists;
 #[path = "sim/promises.rs"]
 mod promises;
+#[path = "sim/regressions.rs"]
+mod regressions;
 mod sim;
 
 use sim::branches::{BRANCHES, Branch};
