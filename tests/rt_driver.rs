@@ -53,6 +53,9 @@ struct State {
     pending: Vec<Pending>,
     fates: Fates,
     log: Vec<Event>,
+    /// Calls of `enter` that may wait, and those that may not.
+    waits: usize,
+    looks: usize,
     /// Calls of `enter` that submit and reap nothing, as after an error that passes.
     failing: usize,
     /// From now on `enter` fails for good.
@@ -86,6 +89,8 @@ impl Sim {
             pending: Vec::new(),
             fates: Box::new(fates),
             log: Vec::new(),
+            waits: 0,
+            looks: 0,
             failing: 0,
             broken: false,
             drops: Drops::default(),
@@ -231,6 +236,8 @@ unsafe impl Driver for SimDriver {
 
     fn enter(&mut self, wait: bool, done: &mut Vec<Completion>) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
+        let count = if wait { &mut state.waits } else { &mut state.looks };
+        *count += 1;
         if state.broken {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
@@ -301,6 +308,23 @@ fn hours_of_virtual_time_pass_at_once_and_in_order() {
         }
     });
     assert_eq!(sim.now(), hour * 8);
+}
+
+/// One that slept anywhere else would hear of a completion when that sleep is over.
+#[test]
+fn a_thread_without_work_sleeps_in_the_call_that_completions_end() {
+    let _dog = Watchdog::new();
+    let each = Duration::from_micros(35);
+    let sim = Sim::new(move |_| Fate::After(each));
+    sim.executor().block_on(async {
+        for n in 1..=100 {
+            rt::nop().await.unwrap();
+            assert_eq!(sim.now(), each * n, "it has slept for longer");
+        }
+    });
+    let State { waits, looks, .. } = *sim.state();
+    assert_eq!(waits, 100, "one for each");
+    assert!(looks < 20, "it looked {looks} times whether there is anything");
 }
 
 #[test]

@@ -6,12 +6,16 @@
 
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code)]
 
+#[path = "sim/edges.rs"]
+mod edges;
 #[path = "sim/lists.rs"]
 mod lists;
 #[path = "sim/merging.rs"]
 mod merging;
 #[path = "sim/promises.rs"]
 mod promises;
+#[path = "sim/regressions.rs"]
+mod regressions;
 mod sim;
 
 use sim::branches::{BRANCHES, Branch};

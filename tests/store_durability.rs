@@ -5,11 +5,12 @@
 mod store_common;
 mod store_kit;
 
+use ringlog::rt::{self, Executor, ExecutorConfig};
 use ringlog::{Durability, PutOptions, Store};
 use std::pin::Pin;
 use std::task::{Context, Waker};
 use std::time::Duration;
-use store_common::{Watchdog, disk_dir, open, run};
+use store_common::{Watchdog, disk_dir, open, run, segment_path};
 use store_kit::{Map, assert_is, cold, put_cold, small, wait_until};
 
 /// A sync ends the log on a block: that can be seen from outside, and the sync itself cannot.
@@ -117,4 +118,28 @@ fn whatever_was_acknowledged_in_whatever_mode_is_there_after_whatever_end() {
             }
         }
     }
+}
+
+/// What makes a small group durable costs less where zeroes lie already.
+#[test]
+fn zeroes_are_written_ahead_of_small_groups_where_io_is_direct() {
+    let dir = disk_dir();
+    let store = Store::open(dir.path(), 1).unwrap();
+    for n in 0..100 {
+        run(store.put(format!("key {n}"), [7; 1000])).unwrap();
+    }
+    let log = segment_path(dir.path(), 0, 1);
+    let direct = Executor::new(ExecutorConfig::default()).unwrap().block_on(async {
+        let log = rt::open(None, &log, libc::O_RDONLY, 0).await.unwrap();
+        rt::stat(&log).await.unwrap().direct.is_some()
+    });
+    // A block for each put, and an idle mark or two.
+    let groups = 100 * 4096;
+    let written = || run(store.stats()).unwrap().total().bytes_written;
+    if direct {
+        wait_until("a piece of zeroes is written", || written() >= groups + (256 << 10));
+    } else {
+        assert!(written() < groups + (256 << 10));
+    }
+    run(store.close()).unwrap();
 }

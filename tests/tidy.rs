@@ -1,4 +1,5 @@
-//! The house rules that a compiler does not check: layering, module headers, banned words.
+//! The house rules that a compiler does not check: layering, module headers, banned words, and that
+//! the table of edge cases names tests.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -136,4 +137,46 @@ fn the_readme_has_exactly_two_commands_to_start_with() {
     let start = start.split("\n## ").next().unwrap();
     let commands = start.lines().filter(|line| line.starts_with("cargo "));
     assert_eq!(commands.count(), 2, "{start}");
+}
+
+/// Whether a text has a test of this name; then whether it runs without being asked for.
+fn test_in(text: &str, name: &str) -> Option<bool> {
+    let (before, _) = text.split_once(&format!("fn {name}()"))?;
+    let attributes = before.rsplit("\n\n").next().unwrap();
+    attributes.contains("#[test]").then(|| !attributes.contains("#[ignore"))
+}
+
+/// `tests/EDGE_CASES.md`: a name stands for a test in the file that is named before it.
+#[test]
+fn every_edge_case_names_tests_that_exist_and_one_that_is_not_ignored() {
+    /// Of an operation that there is not.
+    const NONE: [usize; 1] = [37];
+    let table = fs::read_to_string(root().join("tests/EDGE_CASES.md")).unwrap();
+    let mut files = Vec::new();
+    for folder in ["tests", "src"] {
+        rust_files(&root().join(folder), &mut files);
+    }
+    let (mut rows, mut wrong) = (0, Vec::new());
+    for row in table.lines().filter(|row| row.starts_with('|')).skip(2) {
+        rows += 1;
+        assert!(row.starts_with(&format!("| {rows} |")), "{row}");
+        let (mut file, mut runs) = ("", false);
+        for name in row.split('`').skip(1).step_by(2) {
+            if name.contains('.') {
+                file = name;
+                continue;
+            }
+            let named = files.iter().filter(|path| path.ends_with(file));
+            let mut texts = named.map(|path| fs::read_to_string(path).unwrap());
+            match texts.find_map(|text| test_in(&text, name)) {
+                Some(quick) => runs |= quick,
+                None => wrong.push(format!("{rows}: {file:?} has no test {name}")),
+            }
+        }
+        if runs == NONE.contains(&rows) {
+            wrong.push(format!("{rows}: {}", if runs { "it has tests" } else { "no test" }));
+        }
+    }
+    assert_eq!(rows, 49);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -71,6 +71,9 @@ pub(super) struct Pool {
     slabs: Vec<Vec<Chunk>>,
     /// How many chunks of the last slab have been written to.
     touched: usize,
+    /// How often a chunk was asked for to be changed.
+    #[cfg(test)]
+    pub(super) changes: usize,
 }
 
 const _: () = assert!(size_of::<Slot>() == 20 && size_of::<Chunk>() == 512);
@@ -141,6 +144,10 @@ impl Pool {
     }
 
     pub(super) fn chunk_mut(&mut self, id: u32) -> &mut Chunk {
+        #[cfg(test)]
+        {
+            self.changes += 1;
+        }
         let id = id as usize;
         &mut self.slabs[id / SLAB][id % SLAB]
     }

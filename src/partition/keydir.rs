@@ -383,6 +383,35 @@ mod tests {
         assert_eq!((keydir.len(), keydir.memory()), (0, 0));
     }
 
+    /// Time cannot be asserted, but what takes it can: slots that are moved one by one. A keydir
+    /// that grows at once moves all that it has; this one a table's share, at most.
+    #[test]
+    fn no_insert_and_no_removal_moves_more_than_a_table() {
+        const KEYS: usize = 2_000_000;
+        // Tables are not of one length, and a small one takes a chunk more than it has entries for.
+        let most = |keys: usize| 100 + 2 * keys / TABLES;
+        let (mut keydir, mut random, mut longest) = (Keydir::default(), Random(9), 0);
+        let mut first = None;
+        for n in 1..=KEYS {
+            let before = keydir.pool.changes;
+            keydir.insert(random.digest(), entry(n as u64, 0));
+            let changes = keydir.pool.changes - before;
+            assert!(changes <= most(n), "{changes} changes for key {n}");
+            longest = longest.max(changes);
+            // Nor are all chunks moved when one more is taken.
+            let there = std::ptr::from_ref(keydir.pool.chunk(0));
+            assert_eq!(*first.get_or_insert(there), there, "the pool has moved at key {n}");
+        }
+        assert!(longest > KEYS / TABLES, "a table that grew was not counted: {longest}");
+        let mut random = Random(9);
+        for left in (1..KEYS).rev() {
+            let before = keydir.pool.changes;
+            keydir.remove(random.digest()).unwrap();
+            let changes = keydir.pool.changes - before;
+            assert!(changes <= most(left), "{changes} changes with {left} keys left");
+        }
+    }
+
     /// Resident bytes of this process.
     fn resident() -> usize {
         let pages = fs::read_to_string("/proc/self/statm").unwrap();

@@ -1,11 +1,13 @@
 //! What the tests of operations, merges and crashes share besides `store_common`: stores with small
-//! segments, what their files are, and whole stores compared with a map.
+//! segments, what their files are, and whole stores compared with a map; and stores taken apart.
 
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
+pub mod sample;
+
 use super::store_common::{Rng, run};
 use futures::future::try_join_all;
-use ringlog::{Builder, Entry, Error, MIN_SEGMENT_BYTES, Store};
+use ringlog::{Builder, Durability, Entry, Error, MIN_SEGMENT_BYTES, PutOptions, Store};
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::Future;
@@ -13,9 +15,45 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 pub type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Each of the three, the interval a short one.
+pub const MODES: [Durability; 3] =
+    [Durability::Sync, Durability::Interval(Duration::from_millis(3)), Durability::Buffered];
+
+pub fn put() -> PutOptions {
+    PutOptions::new()
+}
+
+/// What is put so has expired.
+pub fn gone() -> PutOptions {
+    put().expires_at(UNIX_EPOCH)
+}
+
+#[track_caller]
+pub fn value(store: &Store, key: impl AsRef<[u8]>) -> Option<Vec<u8>> {
+    run(store.get(key)).unwrap().map(Vec::from)
+}
+
+/// How many records were written.
+#[track_caller]
+pub fn records(store: &Store) -> u64 {
+    run(store.stats()).unwrap().total().records
+}
+
+/// Segments that have nothing but this in them come between.
+pub fn fill(store: &Store, n: u8) {
+    for part in 0..12 {
+        run(store.put("filler", vec![n ^ part; 12_000])).unwrap();
+    }
+}
+
+/// A value that counts.
+pub fn number(value: Option<&[u8]>) -> u64 {
+    value.map_or(0, |value| u64::from_le_bytes(value.try_into().unwrap()))
+}
 
 /// A store with the smallest segments, so that there are many of them soon.
 pub fn small(dir: &Path, partitions: usize) -> Builder {

@@ -1,0 +1,218 @@
+//! Bugs that seeds of the simulation found, or that only its disk can show, each in the few steps that
+//! matter: a seed means another life with each change of the engine. The others are in
+//! `tests/store_regressions.rs`.
+
+use crate::edges::{CUT, DIRECT, KEYS, KILL, LARGE, has, live, look, put, seed, strike};
+use crate::sim::clients::{Checked, Scene};
+use crate::sim::faults::Fault;
+use crate::sim::rng::Rng;
+use crate::sim::world::{Direct, End};
+use ringlog::{Durability, Error, PutOptions, rt};
+use std::cell::Cell;
+use std::future::Future;
+use std::rc::Rc;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// All ends, and none with an answer that has no reason.
+async fn all(tasks: Vec<rt::Task<Checked>>) -> Checked {
+    for task in tasks {
+        task.await.map_err(|error| format!("{error:?}"))??;
+    }
+    Ok(())
+}
+
+fn beside<F>(scene: &Rc<Scene>, work: impl FnOnce(Rc<Scene>) -> F) -> rt::Task<Checked>
+where
+    F: Future<Output = Checked> + 'static,
+{
+    rt::spawn(work(Rc::clone(scene)))
+}
+
+/// From now on the disk takes so many bytes more.
+fn limit(scene: &Scene, more: u64) {
+    let disk = &mut scene.world.borrow_mut().disk;
+    disk.capacity = disk.used() + more;
+}
+
+/// Half of all reads come short, those of an opening too, and go on where the file's alignment and
+/// that of memory both allow it.
+#[test]
+fn a_read_that_comes_short_is_gone_on_with() {
+    let aligned = |memory, offset| Direct::Align { memory, offset };
+    let ways = [Direct::Unknown, aligned(4, 512), aligned(4096, 512), aligned(512, 4096)];
+    for (chance, direct) in (0..5).flat_map(|chance| ways.map(|direct| (chance, direct))) {
+        let mut seed = seed(chance, direct);
+        live(&mut seed, None, KILL, false, async |scene| {
+            for (key, len) in [100, 5_000, LARGE, LARGE, 60_000, 100].into_iter().enumerate() {
+                put(&scene, key, len, Durability::Sync).await?;
+            }
+            Ok(())
+        });
+        {
+            let faults = &mut seed.world.borrow_mut().faults;
+            faults.only(Fault::ShortRead, 2);
+            faults.on = true;
+        }
+        live(&mut seed, None, KILL, false, async |scene| {
+            for key in 0..6 {
+                assert!(has(&scene, key).await, "key {key}");
+            }
+            scene.scan().await?;
+            scene.compact(&mut Rng::new(1)).await?;
+            scene.verify().await
+        });
+        assert!(seed.world.borrow().faults.struck[Fault::ShortRead as usize] > 10);
+    }
+}
+
+/// Where there is room for nothing there is none for a mark of the clock either, that says durably
+/// that a key has expired: neither behind a seal, nor where nothing is prepared.
+#[test]
+fn a_read_of_what_has_expired_writes_nothing_where_there_is_no_room() {
+    const MANY: u64 = 100;
+    let mut refused = 0;
+    for more in (0..10).map(|n| n * 7_000) {
+        let mut seed = seed(more, DIRECT[1]);
+        let full = Rc::new(Cell::new(0));
+        let counts = Rc::clone(&full);
+        live(&mut seed, None, KILL, true, async |scene| {
+            // Each takes a mark of its own, a block long: together more than the reserve has.
+            let start = scene.wall() + 500;
+            let expiry = |n: u64| UNIX_EPOCH + Duration::from_millis(start + 10 * n);
+            for n in 0..MANY {
+                let options = PutOptions::new().durability(Durability::Buffered);
+                let put = scene.store.put_with(format!("{n}"), "", options.expires_at(expiry(n)));
+                put.await.map_err(|error| format!("{error:?}"))?;
+            }
+            limit(&scene, more);
+            // (These keys are no matter to the model: nobody looks again.)
+            for n in 0..150 {
+                let put = scene.store.put(format!("full {n}"), [0; LARGE]).await;
+                counts.set(counts.get() + u64::from(matches!(put, Err(Error::Full { .. }))));
+            }
+            for n in 0..MANY {
+                let left = (start + 10 * n + 1).saturating_sub(scene.wall());
+                drop(rt::timeout(Duration::from_millis(left)).await);
+                let entry = scene.store.get(format!("{n}")).await;
+                assert!(matches!(entry, Ok(None)), "{n}: {entry:?}");
+            }
+            if let Err(error) = scene.store.sync().await {
+                return Err(format!("reads have poisoned it: {error:?}"));
+            }
+            scene.world.borrow_mut().end(End::Kill);
+            std::future::pending().await
+        });
+        refused += full.get();
+    }
+    assert!(refused > 300, "of 1500 puts only {refused} found the disk full");
+}
+
+/// A delete that is judged by a put that waits is refused with it.
+#[test]
+fn a_delete_does_not_find_a_put_that_was_refused() {
+    for more in (0..40).map(|n| n * 4096) {
+        let mut seed = seed(more, DIRECT[1]);
+        live(&mut seed, None, KILL, true, async |scene| {
+            limit(&scene, more);
+            for n in 0..20 {
+                let key = n % KEYS;
+                // The model knows what the delete may say of a put that is refused.
+                let writes = beside(&scene, async move |scene| {
+                    put(&scene, key, LARGE, Durability::Sync).await
+                });
+                let deletes =
+                    beside(&scene, async move |scene| scene.delete(&mut Rng::new(1), key).await);
+                all(vec![writes, deletes]).await?;
+            }
+            scene.world.borrow_mut().disk.capacity = u64::MAX;
+            Ok(())
+        });
+        look(&mut seed);
+    }
+}
+
+/// Whatever a partition does while it is poisoned comes to an end.
+#[test]
+fn merges_compactions_and_backups_end_when_a_write_fails_under_them() {
+    for (delay, direct) in (0..60).flat_map(|delay| DIRECT.map(|direct| (delay, direct))) {
+        let mut seed = seed(delay, direct);
+        live(&mut seed, None, KILL, true, async |scene| {
+            for key in (0..KEYS).chain([0; 20]) {
+                put(&scene, key, 4_000, Durability::Buffered).await?;
+            }
+            let tasks = vec![
+                beside(&scene, async |scene| scene.compact(&mut Rng::new(1)).await),
+                beside(&scene, async |scene| scene.back_up(&mut Rng::new(1)).await),
+            ];
+            drop(rt::timeout(Duration::from_micros(50 * delay)).await);
+            strike(&scene, Fault::WriteError, 1);
+            put(&scene, 3, 100, Durability::Sync).await?;
+            strike(&scene, Fault::WriteError, 0);
+            all(tasks).await
+        });
+        seed.check_copy().unwrap_or_else(|why| panic!("{delay}: {why}"));
+        look(&mut seed);
+    }
+}
+
+/// Zeroes that a failed sync has left before the tail of the segment that is written to are no
+/// padding: the writer would have gone on in that block.
+#[test]
+fn a_scan_after_a_failed_sync_tells_what_is_lost() {
+    let mut lost = 0;
+    for chance in 0..100 {
+        let mut seed = seed(chance, DIRECT[1]);
+        let damaged = Rc::new(Cell::new(false));
+        let found = Rc::clone(&damaged);
+        live(&mut seed, None, CUT, true, async |scene| {
+            put(&scene, 0, 100, Durability::Sync).await?;
+            drop(rt::timeout(Duration::from_millis(50)).await);
+            // One group, whose second record begins with a sector: that one may be lost alone.
+            let puts = [(2, 512 - 56 - 24 - 5), (3, 400)].map(|(key, len)| {
+                beside(&scene, async move |scene| put(&scene, key, len, Durability::Buffered).await)
+            });
+            all(puts.into()).await?;
+            strike(&scene, Fault::SyncError, 1);
+            scene.sync(&mut Rng::new(1)).await?;
+            strike(&scene, Fault::SyncError, 0);
+            let (mut scan, mut shown) = (scene.store.scan(), 0);
+            while let Some(entry) = scan.next().await {
+                shown += usize::from(entry.is_ok());
+                found.set(found.get() || entry.is_err());
+            }
+            assert!(found.get() || shown == 3, "{shown} of 3, and no word of the others");
+            Ok(())
+        });
+        lost += usize::from(damaged.get());
+    }
+    assert!(lost > 20, "in {lost} of 100 something was lost");
+}
+
+/// Until the group that is under way has ended a backup waits, and does not ask all the time.
+#[test]
+fn a_backup_sleeps_while_a_group_is_written() {
+    let mut longest = 0;
+    for chance in 0..10 {
+        let mut seed = seed(chance, DIRECT[1]);
+        live(&mut seed, None, KILL, false, async |scene| {
+            put(&scene, 0, 100, Durability::Sync).await?;
+            drop(rt::timeout(Duration::from_millis(50)).await);
+            strike(&scene, Fault::Late, 1);
+            let write = beside(&scene, async |scene| put(&scene, 1, 100, Durability::Sync).await);
+            for _ in 0..5 {
+                rt::yield_now().await; // it is under way, for up to three seconds
+            }
+            strike(&scene, Fault::Late, 0);
+            scene.back_up(&mut Rng::new(1)).await?;
+            all(vec![write]).await
+        });
+        let world = seed.world.borrow();
+        longest = longest.max(world.now / 1_000_000);
+        // A turn takes half a microsecond: a task that is never idle takes two million a second.
+        let turns = world.now / 1_000_000 * 20 + 10_000;
+        assert!(world.steps < turns, "{} turns in {} ms", world.steps, world.now / 1_000_000);
+        drop(world);
+        seed.check_copy().unwrap_or_else(|why| panic!("{chance}: {why}"));
+    }
+    assert!(longest > 1_000, "no write was late");
+}
