@@ -209,6 +209,11 @@ impl Content {
         }
     }
 
+    /// Whether a power cut would change nothing.
+    pub fn is_settled(&self) -> bool {
+        self.unsynced.is_empty() && self.lens.is_empty() && self.lost.is_empty()
+    }
+
     /// The cache forgets what it need not write.
     pub fn forget_clean(&mut self) {
         for sector in std::mem::take(&mut self.lost) {

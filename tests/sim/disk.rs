@@ -250,6 +250,15 @@ impl Disk {
         files
     }
 
+    /// Whether a power cut would change nothing.
+    pub fn is_settled(&self) -> bool {
+        self.nodes.values().all(|node| match node {
+            Node::Dir(dir) => dir.unsynced.is_empty(),
+            Node::File(content) => content.is_settled(),
+            Node::Random => true,
+        })
+    }
+
     /// What a failed sync left in the cache alone is gone.
     pub fn forget_clean(&mut self) {
         for node in self.nodes.values_mut() {

@@ -1,6 +1,7 @@
 //! The lives of one seed: the store is opened, checked, used, and ends in some way, again and again
 //! on the same disk. The last life is calm: nothing fails, so everything must end, and fit.
 
+use super::again::Untouched;
 use super::branches::{Branch, HUNTS, Met};
 use super::clients::{Checked, Scene};
 use super::copies::Copied;
@@ -78,6 +79,8 @@ pub struct Seed {
     pub summary: Rc<RefCell<Summary>>,
     pub operations: Rc<Cell<u64>>,
     pub copied: Rc<RefCell<Option<Copied>>>,
+    /// What there was before an opening that failed.
+    pub untouched: Rc<RefCell<Option<Untouched>>>,
     /// First groups that a power cut was near to.
     torn: u64,
     pub talks: bool,
@@ -104,6 +107,7 @@ impl Seed {
             summary: Rc::default(),
             operations: Rc::default(),
             copied: Rc::default(),
+            untouched: Rc::default(),
             torn: 0,
             talks,
             rng,
@@ -129,6 +133,7 @@ impl Seed {
         for life in 0..=lives {
             let told = |why| format!("life {life} of {lives}: {why}");
             self.live(life == lives).map_err(told)?;
+            self.check_untouched().map_err(told)?;
             self.check_copy().map_err(told)?;
             if life == lives || self.rng.one_in(4) {
                 self.harm().map_err(told)?;
@@ -266,9 +271,10 @@ impl Seed {
         let abandons = self.rng.pick(&[0, 3, 20, 100]);
         let builder = self.builder(DIR);
         let scene = self.scene(&model, plan);
+        let untouched = Rc::clone(&self.untouched);
         async move {
-            let before = world.borrow().mutations;
             let existed = world.borrow().disk.find(&format!("{DIR}/STORE")).is_ok();
+            let before = (existed && plan.may_fail).then(|| Untouched::new(&world.borrow()));
             // Before anything is written that may land there.
             let known = existed.then(|| secret(&world.borrow().disk, DIR));
             // A directory of its own, as the lock has.
@@ -279,8 +285,11 @@ impl Seed {
             let store = match opened {
                 Ok(store) => store,
                 Err(error) => {
-                    let changed = world.borrow().mutations != before && existed;
-                    return refused(error, plan.may_fail, changed);
+                    if let Some(before) = &before {
+                        before.check_bytes(&error, &world.borrow())?;
+                    }
+                    untouched.replace(before);
+                    return refused(error, plan.may_fail);
                 }
             };
             summary.borrow_mut().opened += 1;
@@ -388,17 +397,13 @@ fn make_home(world: &Rc<RefCell<World>>) {
     }
 }
 
-fn refused(error: Error, may_fail: bool, changed: bool) -> Result<Outcome, String> {
-    let read_only = matches!(error, Error::Io { action: "read" | "list", .. });
+fn refused(error: Error, may_fail: bool) -> Result<Outcome, String> {
     match &error {
-        Error::Io { .. } | Error::Full { .. } | Error::Poisoned { .. } if !may_fail => {
-            Err(format!("opening failed without a reason: {error:?}"))
-        }
-        Error::Io { .. } if read_only && changed => {
-            Err(format!("an opening that failed has changed something: {error:?}"))
+        Error::Io { .. } | Error::Full { .. } | Error::Poisoned { .. } if may_fail => {
+            Ok(Outcome::Refused(error))
         }
         Error::Io { .. } | Error::Full { .. } | Error::Poisoned { .. } => {
-            Ok(Outcome::Refused(error))
+            Err(format!("opening failed without a reason: {error:?}"))
         }
         _ => Err(format!("opening failed: {error:?}")),
     }

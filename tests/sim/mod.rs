@@ -6,6 +6,7 @@
 //!   harm      what a disk that breaks its promises may do          harm.rs
 //!     wounds    what the logs can prove of that                      wounds.rs
 //!   copies    backups                                              copies.rs
+//!   again     the same disk, opened in other ways                  again.rs
 //!   clients   tasks that write, read and go away                   clients.rs
 //!   model     what the store may answer                            model.rs
 //!   branches  what has to be met                                   branches.rs
@@ -19,6 +20,7 @@
 //!
 //! One thread, and no clock or chance but the seed's: the same seed gives the same run.
 
+pub mod again;
 pub mod branches;
 pub mod clients;
 pub mod content;
