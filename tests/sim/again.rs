@@ -4,7 +4,11 @@
 //! An opening that failed has changed nothing. If it failed in reading, that is: not a byte, and not a
 //! name. If it had begun to write: no byte below a watermark, and a later opening finds what one
 //! would have found that came instead: the same keys, values and versions.
+//!
+//! Hints are caches: without them the same is found. And an opening that is cut short, at any step or
+//! just when it is done, leaves what it found: the next one finds it again.
 
+use super::branches::Branch;
 use super::clients::Checked;
 use super::content::Crash;
 use super::disk::{Disk, Ino, Node};
@@ -30,6 +34,8 @@ pub struct Untouched {
 struct Found {
     /// What each key showed.
     shown: Vec<Option<Shown>>,
+    /// Segments that were loaded by their hints.
+    hinted: u64,
 }
 
 fn bytes_of(disk: &Disk, ino: Ino, most: u64) -> Vec<u8> {
@@ -107,6 +113,63 @@ impl Seed {
         self.compare(&instead, &later).map_err(|why| format!("after an opening that failed: {why}"))
     }
 
+    /// At times: what the device has, opened with hints and without, and after openings that were cut
+    /// short.
+    pub fn open_in_other_ways(&mut self) -> Checked {
+        let some = self.other.one_in(8);
+        if !some || self.world.borrow().disk.find(&format!("{DIR}/STORE")).is_err() {
+            return Ok(());
+        }
+        let disk = self.world.borrow().disk.clone();
+        let outcome = self.find_in_other_ways();
+        self.world.borrow_mut().disk = disk;
+        outcome
+    }
+
+    fn find_in_other_ways(&mut self) -> Checked {
+        let (image, now) = {
+            let world = &mut *self.world.borrow_mut();
+            // What is to be found is decided.
+            world.disk.crash(None, &mut self.other);
+            (world.disk.clone(), world.now)
+        };
+        let whole = "it was cut short, by nobody";
+        let found = self.find(None, None)?.ok_or(whole)?;
+        self.set_back(&image, now);
+        {
+            let disk = &mut self.world.borrow_mut().disk;
+            for (path, _) in disk.files() {
+                if path.starts_with(DIR) && path.ends_with(".hint") {
+                    disk.remove(&path);
+                }
+            }
+        }
+        let scanned = self.find(None, None)?.ok_or(whole)?;
+        if found.hinted > 0 && scanned.hinted == 0 {
+            self.meet(Branch::WithoutHints);
+        }
+        self.compare(&found, &scanned).map_err(|why| format!("without hints: {why}"))?;
+        self.set_back(&image, now);
+        for _ in 0..1 + self.other.below(2) {
+            let end = self.other.pick(&[End::PowerCut, End::Kill]);
+            let steps = self.other.pick(&[30, 100, 300, u64::MAX]);
+            let end_at = (steps < u64::MAX).then(|| (self.other.below(steps), end));
+            let cut = self.find(end_at, Some(end))?;
+            self.meet(if cut.is_some() { Branch::OpenedTwice } else { Branch::OpenedInPart });
+            if let Some(cut) = cut {
+                self.compare(&found, &cut).map_err(|why| format!("opened twice: {why}"))?;
+            }
+            self.world.borrow_mut().now = now;
+        }
+        let again = self.find(None, None)?.ok_or(whole)?;
+        self.compare(&found, &again).map_err(|why| format!("opened again: {why}"))
+    }
+
+    fn set_back(&self, disk: &Disk, now: u64) {
+        let world = &mut *self.world.borrow_mut();
+        (world.disk, world.now) = (disk.clone(), now);
+    }
+
     /// Opens a copy of a disk.
     fn find_on(&mut self, disk: &Disk) -> Result<Found, String> {
         {
@@ -132,7 +195,9 @@ impl Seed {
         let outcome = self.beside(way, move |scene| async move {
             let shown = scene.show_all().await?.into_iter().map(|(shown, _)| shown).collect();
             scene.verify().await?;
-            find.replace(Some(Found { shown }));
+            let report = scene.store.open_report();
+            let hinted = report.partitions.iter().map(|partition| partition.hinted).sum();
+            find.replace(Some(Found { shown, hinted }));
             if let Some(end) = then {
                 scene.world.borrow_mut().end(end);
                 std::future::pending::<()>().await;

@@ -69,6 +69,8 @@ pub struct Plan {
 /// See the module.
 pub struct Seed {
     pub rng: Rng,
+    /// For what is looked at beside the lives.
+    pub other: Rng,
     pub world: Rc<RefCell<World>>,
     pub model: Rc<RefCell<Model>>,
     pub partitions: usize,
@@ -110,6 +112,7 @@ impl Seed {
             untouched: Rc::default(),
             torn: 0,
             talks,
+            other: Rng::new(seed.rotate_left(32)),
             rng,
         }
     }
@@ -135,6 +138,7 @@ impl Seed {
             self.live(life == lives).map_err(told)?;
             self.check_untouched().map_err(told)?;
             self.check_copy().map_err(told)?;
+            self.open_in_other_ways().map_err(told)?;
             if life == lives || self.rng.one_in(4) {
                 self.harm().map_err(told)?;
             }
@@ -300,7 +304,8 @@ impl Seed {
             scene.abandons = if plan.calm { 0 } else { abandons };
             let scene = Rc::new(scene);
             check_opened(&scene).await?;
-            if rng.one_in(4) {
+            // After every second opening at the least.
+            if rng.one_in(4) || summary.borrow().opened.is_multiple_of(2) {
                 scene.verify().await?;
             }
             world.borrow_mut().faults.on = faults_on;
