@@ -90,9 +90,9 @@ impl Seed {
     /// The last opening failed: what was there before is there now.
     pub fn check_untouched(&mut self) -> Checked {
         let Some(Untouched { disk: before, .. }) = self.untouched.take() else { return Ok(()) };
-        let (after, ended, dropped, now) = {
+        let (after, order, ended, dropped, now) = {
             let world = self.world.borrow();
-            (world.disk.clone(), world.ended, world.dropped, world.now)
+            (world.disk.clone(), world.order.clone(), world.ended, world.dropped, world.now)
         };
         // What was in a cache alone may be gone through no fault of an opening's.
         if !before.is_settled() && (dropped || ended != Some(End::Kill)) {
@@ -109,7 +109,10 @@ impl Seed {
         let instead = self.find_on(&before)?;
         self.world.borrow_mut().now = now;
         let later = self.find_on(&after)?;
-        self.world.borrow_mut().disk = after;
+        {
+            let world = &mut *self.world.borrow_mut();
+            (world.disk, world.order) = (after, order);
+        }
         self.compare(&instead, &later).map_err(|why| format!("after an opening that failed: {why}"))
     }
 
@@ -121,8 +124,10 @@ impl Seed {
             return Ok(());
         }
         let disk = self.world.borrow().disk.clone();
+        let order = self.world.borrow().order.clone();
         let outcome = self.find_in_other_ways();
-        self.world.borrow_mut().disk = disk;
+        let world = &mut *self.world.borrow_mut();
+        (world.disk, world.order) = (disk, order);
         outcome
     }
 

@@ -209,6 +209,13 @@ impl Content {
         }
     }
 
+    /// Whether the device has those bytes as programs see them.
+    pub fn is_durable(&self, from: u64, to: u64) -> bool {
+        let there = sectors(from, to - from);
+        self.unsynced.range(there.clone()).next().is_none()
+            && self.lost.range(there).next().is_none()
+    }
+
     /// Whether a power cut would change nothing.
     pub fn is_settled(&self) -> bool {
         self.unsynced.is_empty() && self.lens.is_empty() && self.lost.is_empty()

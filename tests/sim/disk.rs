@@ -73,6 +73,10 @@ impl Disk {
         &self.nodes[&ino]
     }
 
+    pub fn try_node(&self, ino: Ino) -> Option<&Node> {
+        self.nodes.get(&ino)
+    }
+
     pub fn file(&mut self, ino: Ino) -> Result<&mut Content, Errno> {
         match self.nodes.get_mut(&ino) {
             Some(Node::File(content)) => Ok(content),

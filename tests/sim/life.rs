@@ -217,6 +217,9 @@ impl Seed {
         if super::panics() > 0 {
             return Err("the engine panicked".to_owned());
         }
+        if let Some(why) = self.world.borrow_mut().order.broken.take() {
+            return Err(why);
+        }
         let (ended, dropped) = (self.world.borrow().ended, self.world.borrow().dropped);
         if plan.may_fail {
             self.model.borrow_mut().doubt_expiries();
@@ -247,6 +250,7 @@ impl Seed {
             abandons: 0,
             bytes,
             may_fail: plan.may_fail,
+            watched: true,
             may_be_corrupt: plan.may_be_corrupt,
             operations,
             copied,
@@ -322,9 +326,9 @@ impl Seed {
             }
             if plan.closes {
                 world.borrow_mut().faults.on = faults_on && rng.one_in(2);
-                let start = scene.model.borrow_mut().tick();
+                let (start, covered) = scene.begin_sync();
                 match scene.store.clone().close().await {
-                    Ok(()) => scene.model.borrow_mut().synced(start),
+                    Ok(()) => scene.synced(start, &covered)?,
                     Err(error) => scene.judge(&error)?,
                 }
             }
@@ -367,7 +371,7 @@ impl Seed {
             };
             let secret = secret(&world.borrow().disk, &home);
             model.borrow_mut().begin_life(partitions, |key| partition_of(&secret, key, partitions));
-            let scene = Rc::new(scene(store));
+            let scene = Rc::new(Scene { watched: false, ..scene(store) });
             work(Rc::clone(&scene)).await?;
             let closed = scene.store.clone().close().await;
             closed.map(|()| Outcome::Over).map_err(|error| format!("closing: {error:?}"))
@@ -447,6 +451,7 @@ pub async fn until_end(
 /// After opening: the first read of each key fixes what is there.
 async fn check_opened(scene: &Rc<Scene>) -> Checked {
     let keys = scene.model.borrow().keys.len();
+    let mut all = Vec::new();
     for key in 0..keys {
         let since = scene.since();
         let shown = scene.get(key).await?;
@@ -460,8 +465,11 @@ async fn check_opened(scene: &Rc<Scene>) -> Checked {
             None if scene.may_be_corrupt || scene.world.borrow().dropped => {}
             None => return Err(format!("key {key} cannot be read, without a fault")),
         }
+        all.push(shown);
     }
     scene.model.borrow_mut().all_fixed()?;
+    scene.check_prefix(&all)?;
+    scene.world.borrow_mut().order.forget();
     scene.check_whole().await
 }
 

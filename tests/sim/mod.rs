@@ -7,8 +7,10 @@
 //!     wounds    what the logs can prove of that                      wounds.rs
 //!   copies    backups                                              copies.rs
 //!   again     the same disk, opened in other ways                  again.rs
+//!     acknowledged  what they are told, held against the disk        acknowledged.rs
 //!   clients   tasks that write, read and go away                   clients.rs
 //!   model     what the store may answer                            model.rs
+//!   order     which write came after which                         order.rs
 //!   branches  what has to be met                                   branches.rs
 //! driver    the seam                                               driver.rs
 //!   world     clocks, what is in flight, chance                    world.rs rng.rs
@@ -20,6 +22,7 @@
 //!
 //! One thread, and no clock or chance but the seed's: the same seed gives the same run.
 
+pub mod acknowledged;
 pub mod again;
 pub mod branches;
 pub mod clients;
@@ -31,6 +34,7 @@ pub mod faults;
 pub mod harm;
 pub mod life;
 pub mod model;
+pub mod order;
 pub mod perform;
 pub mod rng;
 pub mod sparse;
