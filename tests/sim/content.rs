@@ -221,6 +221,18 @@ impl Content {
         self.unsynced.is_empty() && self.lens.is_empty() && self.lost.is_empty()
     }
 
+    /// What was just written there was to be durable at once, and some of it never will be.
+    pub fn fail_to_harden(&mut self, from: u64, to: u64, rng: &mut Rng) {
+        for sector in sectors(from, to - from) {
+            self.unsynced.remove(&sector);
+            if rng.one_in(3) {
+                self.harden(sector, &self.live.sector(sector));
+            } else {
+                self.lost.insert(sector);
+            }
+        }
+    }
+
     /// The cache forgets what it need not write.
     pub fn forget_clean(&mut self) {
         for sector in std::mem::take(&mut self.lost) {

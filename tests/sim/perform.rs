@@ -267,12 +267,18 @@ impl World {
         let (now, moment) = (self.tick(), self.moment.get());
         let there = &bytes[..usize::try_from(len).unwrap()];
         self.wounds.retain_mut(|wound| !wound.heal(open.ino, offset, len));
+        let at_once = failed.is_ok() && flags & libc::RWF_DSYNC != 0 && !self.lies;
+        let unsynced = at_once && self.strikes(Fault::SyncError);
         let content = self.disk.file(open.ino)?;
         content.written.push((offset, offset + len, moment));
-        if failed.is_ok() && flags & libc::RWF_DSYNC != 0 && !self.lies {
+        if at_once && !unsynced {
             content.write_through(offset, there);
         } else {
             content.write(offset, there, now);
+        }
+        if unsynced {
+            content.fail_to_harden(offset, offset + len, &mut self.rng);
+            return Err(libc::EIO);
         }
         if let Some(dir) = open.segment_in
             && offset > 4096
