@@ -207,7 +207,7 @@ impl Seed {
             println!("-- ended: {outcome:?}");
         }
         self.note_copy(plan.may_fail);
-        self.world.borrow_mut().end(plan.end); // if it was not over, it is now
+        self.world.borrow_mut().leave(plan.end); // if it was not over, it is now
         drop(executor);
         let outcome = outcome?;
         let mut summary = self.summary.borrow_mut();
@@ -377,7 +377,7 @@ impl Seed {
             closed.map(|()| Outcome::Over).map_err(|error| format!("closing: {error:?}"))
         };
         let outcome = executor.block_on(until_end(&self.world, life));
-        self.world.borrow_mut().end(end);
+        self.world.borrow_mut().leave(end);
         drop(executor);
         if super::panics() > 0 {
             return Err("the engine panicked".to_owned());

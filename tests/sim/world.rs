@@ -273,8 +273,19 @@ impl World {
         }
     }
 
-    /// This life is over: what is in flight happens, or does not, or in part.
+    /// This life is cut short.
     pub fn end(&mut self, end: End) {
+        match end {
+            _ if self.ended.is_some() => return,
+            End::PowerCut => self.faults.note(Fault::PowerCut),
+            End::Kill => self.faults.note(Fault::Kill),
+            End::Stuck => {}
+        }
+        self.leave(end);
+    }
+
+    /// This life is over, by itself or not: what is in flight happens, or does not, or in part.
+    pub fn leave(&mut self, end: End) {
         if self.ended.is_some() {
             return;
         }
@@ -286,15 +297,10 @@ impl World {
                 self.perform_blindly(&job);
             }
         }
-        match end {
-            End::PowerCut => {
-                self.faults.note(Fault::PowerCut);
-                let mut rng = self.rng.fork();
-                self.disk.crash(self.crash, &mut rng);
-                self.watch.cut();
-            }
-            End::Kill => self.faults.note(Fault::Kill),
-            End::Stuck => {}
+        if end == End::PowerCut {
+            let mut rng = self.rng.fork();
+            self.disk.crash(self.crash, &mut rng);
+            self.watch.cut();
         }
         self.ended = Some(end);
         if let Some(waker) = self.waker.take() {
