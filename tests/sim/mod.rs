@@ -3,12 +3,13 @@
 //!
 //! ```text
 //! life      the lives of a seed: open, check, work, end            life.rs
+//!   calm      the end of one without faults                        calm.rs
 //!   harm      what a disk that breaks its promises may do          harm.rs
 //!     wounds    what the logs can prove of that                      wounds.rs
 //!   copies    backups                                              copies.rs
 //!   again     the same disk, opened in other ways                  again.rs
-//!     acknowledged  what they are told, held against the disk        acknowledged.rs
 //!   clients   tasks that write, read and go away                   clients.rs
+//!     acknowledged  what they are told, held against the disk        acknowledged.rs
 //!   model     what the store may answer                            model.rs
 //!   order     which write came after which                         order.rs
 //!   branches  what has to be met                                   branches.rs
@@ -25,6 +26,7 @@
 pub mod acknowledged;
 pub mod again;
 pub mod branches;
+pub mod calm;
 pub mod clients;
 pub mod content;
 pub mod copies;
