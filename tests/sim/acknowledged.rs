@@ -64,14 +64,13 @@ impl Scene {
         world.order.synced(all, content(&world.disk))
     }
 
-    /// What was found after opening is a prefix of what each partition wrote.
-    pub fn check_prefix(&self, shown: &[Option<Option<Shown>>]) -> Checked {
+    /// What keys show after opening is what a prefix left of what each partition wrote.
+    pub fn check_prefix(&self, shown: &[(usize, Option<Shown>)]) -> Checked {
         let model = self.model.borrow();
         let mut partitions = BTreeMap::<_, BTreeMap<_, _>>::new();
-        for (key, shown) in model.keys.iter().zip(shown) {
-            if let Some(shown) = shown {
-                partitions.entry(key.partition).or_default().insert(key.name.clone(), *shown);
-            }
+        for &(key, shown) in shown {
+            let key = &model.keys[key];
+            partitions.entry(key.partition).or_default().insert(key.name.clone(), shown);
         }
         let order = &self.world.borrow().order;
         partitions.iter().try_for_each(|(&partition, shown)| order.check_prefix(partition, shown))

@@ -12,6 +12,7 @@ use super::branches::Branch;
 use super::clients::Checked;
 use super::content::Crash;
 use super::disk::{Disk, Ino, Node};
+use super::harm::is_kind;
 use super::life::{DIR, Outcome, Seed, Way};
 use super::model::Shown;
 use super::world::{End, World};
@@ -144,7 +145,7 @@ impl Seed {
         {
             let disk = &mut self.world.borrow_mut().disk;
             for (path, _) in disk.files() {
-                if path.starts_with(DIR) && path.ends_with(".hint") {
+                if path.starts_with(DIR) && is_kind(&path, "hint") {
                     disk.remove(&path);
                 }
             }
@@ -155,7 +156,7 @@ impl Seed {
         }
         self.compare(&found, &scanned).map_err(|why| format!("without hints: {why}"))?;
         self.set_back(&image, now);
-        for _ in 0..1 + self.other.below(2) {
+        for _ in 0..=self.other.below(2) {
             let end = self.other.pick(&[End::PowerCut, End::Kill]);
             let steps = self.other.pick(&[30, 100, 300, u64::MAX]);
             let end_at = (steps < u64::MAX).then(|| (self.other.below(steps), end));

@@ -35,7 +35,7 @@ struct Harm {
 /// A salvage's outcome: the operation that each key shows.
 type Kept = Rc<RefCell<Vec<Option<u64>>>>;
 
-fn is_kind(path: &str, kind: &str) -> bool {
+pub fn is_kind(path: &str, kind: &str) -> bool {
     path.rsplit_once('.').is_some_and(|(_, ending)| ending == kind)
 }
 
@@ -299,7 +299,7 @@ async fn check_harmed(scene: &Scene, beyond: bool) -> Result<bool, String> {
             Some(_) => {}
             None => damaged = true,
         }
-        all.push(shown);
+        all.extend(shown.map(|shown| (key, shown)));
     }
     let report = scene.store.verify().await.map_err(|error| format!("{error:?}"))?;
     if damaged && report.is_sound() {

@@ -467,7 +467,7 @@ async fn check_opened(scene: &Rc<Scene>) -> Checked {
             None if scene.may_be_corrupt || scene.world.borrow().dropped => {}
             None => return Err(format!("key {key} cannot be read, without a fault")),
         }
-        all.push(shown);
+        all.extend(shown.map(|shown| (key, shown)));
     }
     scene.model.borrow_mut().all_fixed()?;
     scene.check_prefix(&all)?;

@@ -68,8 +68,8 @@ fn record<'a>(salt: &[u8], buf: &'a [u8], at: usize, offset: u64) -> Option<Reco
 
 /// The records of a group. Its first block may begin within one that was written before.
 pub fn records<'a>(salt: &'a [u8], buf: &'a [u8], offset: u64) -> impl Iterator<Item = Record<'a>> {
-    let places = (0..buf.len().min(4096)).step_by(8);
-    let first = places.filter_map(move |at| record(salt, buf, at, offset)).next();
+    let mut places = (0..buf.len().min(4096)).step_by(8);
+    let first = places.find_map(|at| record(salt, buf, at, offset));
     std::iter::successors(first, move |before| {
         record(salt, buf, usize::try_from(before.to - offset).unwrap(), offset)
     })
@@ -77,6 +77,7 @@ pub fn records<'a>(salt: &'a [u8], buf: &'a [u8], offset: u64) -> impl Iterator<
 
 /// A write that was asked of the disk.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)]
 struct Staged {
     key: Vec<u8>,
     /// The operation that it is the value of; 0 of a delete.
@@ -274,7 +275,7 @@ impl Order {
             let shown = shown.get(&staged.key).copied().flatten();
             shown.is_some_and(|shown| shown.version == sequence)
         };
-        let Some((last, survivor)) = own().filter(is_there).next_back() else { return Ok(()) };
+        let Some((last, survivor)) = own().rfind(is_there) else { return Ok(()) };
         for (key, shown) in shown {
             let of_key = || own().filter(|(_, staged)| staged.key == *key);
             let Some((least, staged)) = of_key().rfind(|(sequence, _)| *sequence <= last) else {
