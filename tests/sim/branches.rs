@@ -2,7 +2,8 @@
 //! there. They are seen from outside, by what is asked of the disk.
 
 use super::disk::Ino;
-use std::collections::BTreeMap;
+use super::order::{DROP, Record};
+use std::collections::{BTreeMap, BTreeSet};
 
 macro_rules! branches {
     ($($branch:ident $name:literal),+ $(,)?) => {
@@ -32,9 +33,14 @@ branches! {
     SpareNamedCut "  power cut before the directory's sync",
     Removed "segment removed",
     RemovedCut "  power cut before the directory's sync",
+    Merging "merge copies",
+    MergingCut "  power cut before the merged segment is dropped",
     Backup "backup made",
     BackupCut "backup cut short, without a store",
     BackupLate "backup that nobody waited for, whole",
+    WithoutHints "opening compared with one without hints",
+    OpenedTwice "opening compared with one just before",
+    OpenedInPart "opening compared with one before that was cut short",
     Harmless "harm without effect",
     Hidden "harm that nothing can prove: the end of a log is gone",
     Beyond "  it reaches into an earlier life: values are judged alone",
@@ -87,6 +93,8 @@ pub struct Watch {
     pub opening: bool,
     /// What each directory's partition is about, until it is synced.
     within: BTreeMap<Ino, Branch>,
+    /// Directories of partitions with copies that a merge made, of a segment that is still there.
+    merging: BTreeSet<Ino>,
     pub hunted: &'static [Branch],
     pub met: Met,
 }
@@ -94,16 +102,26 @@ pub struct Watch {
 impl Watch {
     pub fn new() -> Self {
         let met = [0; BRANCHES.len()];
-        Self { opening: false, within: BTreeMap::new(), hunted: &[], met }
+        Self { opening: false, within: BTreeMap::new(), merging: BTreeSet::new(), hunted: &[], met }
     }
 
     pub fn begin_life(&mut self) {
         (self.opening, self.hunted) = (false, &[]);
         self.within.clear();
+        self.merging.clear();
     }
 
     pub fn meet(&mut self, branch: Branch) {
         self.met[branch as usize] += 1;
+    }
+
+    /// A record is written.
+    pub fn see_record(&mut self, dir: Ino, record: &Record<'_>) {
+        if record.kind == DROP {
+            self.merging.remove(&dir);
+        } else if record.moved && self.merging.insert(dir) {
+            self.meet(Branch::Merging);
+        }
     }
 
     /// A deed in a directory. Tells whether that is what is hunted.
@@ -132,6 +150,9 @@ impl Watch {
     pub fn cut(&mut self) {
         if self.opening {
             self.meet(Branch::OpeningCut);
+        }
+        for _ in std::mem::take(&mut self.merging) {
+            self.meet(Branch::MergingCut);
         }
         for branch in std::mem::take(&mut self.within).into_values() {
             self.meet(match branch {

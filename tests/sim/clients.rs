@@ -26,6 +26,8 @@ pub struct Scene {
     pub bytes: u64,
     /// Errors may be answered.
     pub may_fail: bool,
+    /// Its groups are followed: it is the store of the lives.
+    pub watched: bool,
     /// Damage may be answered.
     pub may_be_corrupt: bool,
     pub operations: Rc<Cell<u64>>,
@@ -219,6 +221,7 @@ impl Scene {
         match self.answer(rng, reply).await {
             None => Ok(()),
             Some(Ok(Some(version))) => {
+                self.check_put(op, durability)?;
                 let mut model = self.model();
                 model.acknowledge(key, op, version)?;
                 from.map_or(Ok(()), |from| model.derive(key, from, op))
@@ -248,6 +251,7 @@ impl Scene {
         match self.answer(rng, reply).await {
             None => Ok(()),
             Some(Ok(_)) => {
+                self.check_put(op, self.durability)?;
                 let mut model = self.model();
                 model.acknowledge(key, op, 0)?;
                 let from = old.lock().unwrap().take();
@@ -276,6 +280,7 @@ impl Scene {
                     return Err(format!("a delete of key {key} says {was}: {:?}", model.keys[key]));
                 }
                 if was {
+                    self.check_delete(model.partition(key), &name, op)?;
                     model.write(key, op).failed = false;
                     return model.acknowledge(key, op, 0);
                 }
@@ -321,13 +326,10 @@ impl Scene {
     }
 
     pub async fn sync(&self, rng: &mut Rng) -> Checked {
-        let start = self.model().tick();
+        let (start, covered) = self.begin_sync();
         match self.answer(rng, self.store.sync()).await {
             None => Ok(()),
-            Some(Ok(())) => {
-                self.model().synced(start);
-                Ok(())
-            }
+            Some(Ok(())) => self.synced(start, &covered),
             Some(Err(error)) => self.judge(&error),
         }
     }

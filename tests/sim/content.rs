@@ -209,6 +209,30 @@ impl Content {
         }
     }
 
+    /// Whether the device has those bytes as programs see them.
+    pub fn is_durable(&self, from: u64, to: u64) -> bool {
+        let there = sectors(from, to - from);
+        self.unsynced.range(there.clone()).next().is_none()
+            && self.lost.range(there).next().is_none()
+    }
+
+    /// Whether a power cut would change nothing.
+    pub fn is_settled(&self) -> bool {
+        self.unsynced.is_empty() && self.lens.is_empty() && self.lost.is_empty()
+    }
+
+    /// What was just written there was to be durable at once, and some of it never will be.
+    pub fn fail_to_harden(&mut self, from: u64, to: u64, rng: &mut Rng) {
+        for sector in sectors(from, to - from) {
+            self.unsynced.remove(&sector);
+            if rng.one_in(3) {
+                self.harden(sector, &self.live.sector(sector));
+            } else {
+                self.lost.insert(sector);
+            }
+        }
+    }
+
     /// The cache forgets what it need not write.
     pub fn forget_clean(&mut self) {
         for sector in std::mem::take(&mut self.lost) {

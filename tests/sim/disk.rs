@@ -73,6 +73,10 @@ impl Disk {
         &self.nodes[&ino]
     }
 
+    pub fn try_node(&self, ino: Ino) -> Option<&Node> {
+        self.nodes.get(&ino)
+    }
+
     pub fn file(&mut self, ino: Ino) -> Result<&mut Content, Errno> {
         match self.nodes.get_mut(&ino) {
             Some(Node::File(content)) => Ok(content),
@@ -248,6 +252,15 @@ impl Disk {
         }
         files.sort();
         files
+    }
+
+    /// Whether a power cut would change nothing.
+    pub fn is_settled(&self) -> bool {
+        self.nodes.values().all(|node| match node {
+            Node::Dir(dir) => dir.unsynced.is_empty(),
+            Node::File(content) => content.is_settled(),
+            Node::Random => true,
+        })
     }
 
     /// What a failed sync left in the cache alone is gone.

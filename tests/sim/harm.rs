@@ -35,7 +35,7 @@ struct Harm {
 /// A salvage's outcome: the operation that each key shows.
 type Kept = Rc<RefCell<Vec<Option<u64>>>>;
 
-fn is_kind(path: &str, kind: &str) -> bool {
+pub fn is_kind(path: &str, kind: &str) -> bool {
     path.rsplit_once('.').is_some_and(|(_, ending)| ending == kind)
 }
 
@@ -46,11 +46,12 @@ impl Seed {
             return Ok(());
         }
         let (disk, model) = (self.world.borrow().disk.clone(), self.model.borrow().clone());
+        let order = self.world.borrow().order.clone();
         let mut harm = Harm::default();
         let outcome = self.harmed(&mut harm);
         {
             let world = &mut *self.world.borrow_mut();
-            world.disk = disk;
+            (world.disk, world.order) = (disk, order);
             world.wounds.clear();
             world.dropped = false;
         }
@@ -287,7 +288,7 @@ impl Seed {
 
 /// All that can be read is right. Tells whether there is something that cannot.
 async fn check_harmed(scene: &Scene, beyond: bool) -> Result<bool, String> {
-    let mut damaged = false;
+    let (mut damaged, mut all) = (false, Vec::new());
     let keys = scene.model.borrow().keys.len();
     for key in 0..keys {
         let since = scene.since();
@@ -298,6 +299,7 @@ async fn check_harmed(scene: &Scene, beyond: bool) -> Result<bool, String> {
             Some(_) => {}
             None => damaged = true,
         }
+        all.extend(shown.map(|shown| (key, shown)));
     }
     let report = scene.store.verify().await.map_err(|error| format!("{error:?}"))?;
     if damaged && report.is_sound() {
@@ -308,6 +310,7 @@ async fn check_harmed(scene: &Scene, beyond: bool) -> Result<bool, String> {
     }
     if !beyond {
         scene.model.borrow_mut().all_fixed()?;
+        scene.check_prefix(&all)?;
         scene.scan().await?;
         if !damaged {
             scene.check_whole().await?;

@@ -3,11 +3,15 @@
 //!
 //! ```text
 //! life      the lives of a seed: open, check, work, end            life.rs
+//!   calm      the end of one without faults                        calm.rs
 //!   harm      what a disk that breaks its promises may do          harm.rs
 //!     wounds    what the logs can prove of that                      wounds.rs
 //!   copies    backups                                              copies.rs
+//!   again     the same disk, opened in other ways                  again.rs
 //!   clients   tasks that write, read and go away                   clients.rs
+//!     acknowledged  what they are told, held against the disk        acknowledged.rs
 //!   model     what the store may answer                            model.rs
+//!   order     which write came after which                         order.rs
 //!   branches  what has to be met                                   branches.rs
 //! driver    the seam                                               driver.rs
 //!   world     clocks, what is in flight, chance                    world.rs rng.rs
@@ -19,7 +23,10 @@
 //!
 //! One thread, and no clock or chance but the seed's: the same seed gives the same run.
 
+pub mod acknowledged;
+pub mod again;
 pub mod branches;
+pub mod calm;
 pub mod clients;
 pub mod content;
 pub mod copies;
@@ -29,6 +36,7 @@ pub mod faults;
 pub mod harm;
 pub mod life;
 pub mod model;
+pub mod order;
 pub mod perform;
 pub mod rng;
 pub mod sparse;

@@ -3,6 +3,8 @@
 use super::branches::Deed;
 use super::disk::{Errno, Ino, Node};
 use super::faults::Fault;
+use super::life::DIR;
+use super::order::records;
 use super::world::{Direct, Job, Open, World};
 use super::wounds::Wound;
 use ringlog::rt::FsSpace;
@@ -22,6 +24,12 @@ fn path_of(path: *const libc::c_char) -> &'static str {
 
 pub fn is_segment(path: &str) -> bool {
     path.rsplit_once('.').is_some_and(|(_, ending)| ending == "log")
+}
+
+/// The partition of the store that a file is in.
+fn partition_of_path(path: &str) -> Option<usize> {
+    let (partition, _) = path.strip_prefix(DIR)?.strip_prefix("/p")?.split_once('/')?;
+    partition.parse().ok()
 }
 
 fn count(n: u64) -> i32 {
@@ -114,7 +122,9 @@ impl World {
             Request::Write { fd, buf, len, offset, flags } => {
                 // SAFETY: the executor keeps the memory until the completion.
                 let bytes = unsafe { std::slice::from_raw_parts(buf, len as usize) };
-                self.write(fd, bytes, offset, flags)
+                let result = self.write(fd, bytes, offset, flags);
+                self.note_group(fd, bytes, offset, result);
+                result
             }
             Request::Fsync { fd, .. } => self.sync(fd, job.at),
             Request::Open { path, flags, .. } => self.open(path_of(path), flags),
@@ -265,12 +275,18 @@ impl World {
         let (now, moment) = (self.tick(), self.moment.get());
         let there = &bytes[..usize::try_from(len).unwrap()];
         self.wounds.retain_mut(|wound| !wound.heal(open.ino, offset, len));
+        let at_once = failed.is_ok() && flags & libc::RWF_DSYNC != 0 && !self.lies;
+        let unsynced = at_once && self.strikes(Fault::SyncError);
         let content = self.disk.file(open.ino)?;
         content.written.push((offset, offset + len, moment));
-        if failed.is_ok() && flags & libc::RWF_DSYNC != 0 && !self.lies {
+        if at_once && !unsynced {
             content.write_through(offset, there);
         } else {
             content.write(offset, there, now);
+        }
+        if unsynced {
+            content.fail_to_harden(offset, offset + len, &mut self.rng);
+            return Err(libc::EIO);
         }
         if let Some(dir) = open.segment_in
             && offset > 4096
@@ -279,6 +295,28 @@ impl World {
         }
         failed?;
         Ok(count(len))
+    }
+
+    /// What was written may be a group of a partition.
+    fn note_group(&mut self, fd: RawFd, bytes: &[u8], offset: u64, result: Result<i32, Errno>) {
+        let Some(&Open { ino, partition: Some(partition), segment_in, .. }) = self.files.get(&fd)
+        else {
+            return;
+        };
+        let Node::File(content) = self.disk.node(ino) else { return };
+        if result == Err(libc::EINTR) {
+            return;
+        }
+        let salt = self.order.salt(ino, (offset, bytes), content);
+        let group: Vec<_> = records(&salt, bytes, offset).collect();
+        let (at, written) =
+            (self.moment.get(), result.ok().map(|n| offset + u64::from(n.unsigned_abs())));
+        self.order.note_group(partition, ino, (offset, &group), at, written);
+        if let (Ok(_), Some(dir)) = (result, segment_in) {
+            for record in &group {
+                self.watch.see_record(dir, record);
+            }
+        }
     }
 
     /// The disk says that it has written that.
@@ -298,6 +336,11 @@ impl World {
         let failed = self.fail_at_random(Fault::SyncError);
         if failed.is_err() {
             self.dropped = true;
+            if let (Some(partition), Node::File(content)) =
+                (open.partition, self.disk.node(open.ino))
+            {
+                self.order.note_failed_sync(partition, open.ino, content);
+            }
             let mut rng = self.rng.fork();
             self.disk.sync(open.ino, by, Some(&mut rng))?;
         } else if !self.lies {
@@ -336,7 +379,8 @@ impl World {
             unsafe { libc::fcntl(nothing.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) }
         });
         assert!(fd >= 0, "this process is out of descriptors");
-        self.files.insert(fd, Open { ino, flags, segment_in });
+        let partition = if is_segment { partition_of_path(path) } else { None };
+        self.files.insert(fd, Open { ino, flags, segment_in, partition });
         Ok(fd)
     }
 

@@ -7,6 +7,7 @@ use super::branches::{Deed, Watch};
 use super::content::Crash;
 use super::disk::{Disk, Ino};
 use super::faults::{Fault, Faults};
+use super::order::Order;
 use super::rng::Rng;
 use super::wounds::Wound;
 use ringlog::rt::driver::Request;
@@ -24,6 +25,8 @@ pub struct Open {
     pub flags: i32,
     /// The directory of a segment.
     pub segment_in: Option<Ino>,
+    /// The partition that a segment of the store is in.
+    pub partition: Option<usize>,
 }
 
 /// A request in flight.
@@ -92,6 +95,7 @@ pub struct World {
     /// What the disk did not do as it said.
     pub wounds: Vec<Wound>,
     pub watch: Watch,
+    pub order: Order,
     pub steps: u64,
     /// When this life ends, in steps, and how.
     pub end_at: Option<(u64, End)>,
@@ -139,6 +143,7 @@ impl World {
             moment: Rc::default(),
             wounds: Vec::new(),
             watch: Watch::new(),
+            order: Order::default(),
             steps: 0,
             end_at: None,
             ended: None,
@@ -194,6 +199,7 @@ impl World {
         self.steps = 0;
         self.end_at = end_at;
         self.watch.begin_life();
+        self.order.begin_life();
     }
 
     /// Something is done in a directory. If that is hunted, the life ends soon.
@@ -267,8 +273,19 @@ impl World {
         }
     }
 
-    /// This life is over: what is in flight happens, or does not, or in part.
+    /// This life is cut short.
     pub fn end(&mut self, end: End) {
+        match end {
+            _ if self.ended.is_some() => return,
+            End::PowerCut => self.faults.note(Fault::PowerCut),
+            End::Kill => self.faults.note(Fault::Kill),
+            End::Stuck => {}
+        }
+        self.leave(end);
+    }
+
+    /// This life is over, by itself or not: what is in flight happens, or does not, or in part.
+    pub fn leave(&mut self, end: End) {
         if self.ended.is_some() {
             return;
         }
@@ -280,15 +297,10 @@ impl World {
                 self.perform_blindly(&job);
             }
         }
-        match end {
-            End::PowerCut => {
-                self.faults.note(Fault::PowerCut);
-                let mut rng = self.rng.fork();
-                self.disk.crash(self.crash, &mut rng);
-                self.watch.cut();
-            }
-            End::Kill => self.faults.note(Fault::Kill),
-            End::Stuck => {}
+        if end == End::PowerCut {
+            let mut rng = self.rng.fork();
+            self.disk.crash(self.crash, &mut rng);
+            self.watch.cut();
         }
         self.ended = Some(end);
         if let Some(waker) = self.waker.take() {

@@ -138,6 +138,11 @@ impl Logs {
         Self(logs)
     }
 
+    /// Each segment's file, and how far it says that it was durable.
+    pub fn watermarks(&self) -> impl Iterator<Item = (Ino, u64)> + '_ {
+        self.0.values().map(|(ino, log)| (*ino, log.durable))
+    }
+
     /// Whose log a wound is in, and whether anything proves that bytes are missing there.
     pub fn judge(&self, wound: &Wound) -> Option<(usize, bool)> {
         let (&(partition, id), (_, log)) = self.0.iter().find(|(_, (ino, _))| *ino == wound.ino)?;
