@@ -157,15 +157,7 @@ async fn create(dir: &Path, partitions: usize) -> Result<Superblock> {
 
 async fn make_partition(folder: &Path, identity: &Identity) -> Result<()> {
     match rt::make_dir(None, folder, 0o777).await {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            // What an interrupted creation left belongs to a store that never was.
-            for path in list(folder).await? {
-                let ours = path.extension().is_some_and(|kind| kind == "log" || kind == "new");
-                if ours {
-                    rt::unlink(None, &path).await.map_err(Error::io("remove", &path))?;
-                }
-            }
-        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         made => made.map_err(Error::io("create", folder))?,
     }
     Plan::make_first(folder, identity).await

@@ -356,7 +356,17 @@ fn a_last_record_that_became_zeroes_is_missed_by_scan_and_verification() {
 #[test]
 fn making_a_store_removes_nothing_that_is_not_its_own() {
     let dir = disk_dir();
-    let kept = ["README", "1.hint", "x.hint", "0000000001.bak", "log", "core"];
+    let kept = [
+        "README",
+        "1.new",
+        "notes.log",
+        "00000000001.new",
+        "1.hint",
+        "x.hint",
+        "0000000001.bak",
+        "log",
+        "core",
+    ];
     for folder in ["p0000", "p0001", "p7777", "pictures"] {
         fs::create_dir(dir.path().join(folder)).unwrap();
         for name in kept {

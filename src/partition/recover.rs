@@ -47,6 +47,8 @@ pub(crate) struct Plan {
     torn: Option<u64>,
     leftovers: Vec<PathBuf>,
     unhinted: Vec<Sealed>,
+    /// With what length they should have: a power cut has taken it back.
+    untrimmed: Vec<(Rc<Segment>, u64)>,
     damaged: Vec<usize>,
     unreadable: Vec<PathBuf>,
     sequence: u64,
@@ -56,8 +58,13 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Makes the segment that an empty partition begins with, durably.
+    /// Makes the segment that an empty partition begins with, durably. What an interrupted creation
+    /// left in its folder belongs to a store that never was.
     pub(crate) async fn make_first(dir: &Path, identity: &Identity) -> Result<()> {
+        let names = list(dir).await?;
+        for path in names.ids.iter().map(|&id| Segment::path_in(dir, id)).chain(names.leftovers) {
+            rt::unlink(None, &path).await.map_err(Error::io("remove", &path))?;
+        }
         make_segment(dir, identity, FIRST_ID).await.map(drop)
     }
 
@@ -85,6 +92,7 @@ impl Plan {
             torn: None,
             leftovers: names.leftovers,
             unhinted: Vec::new(),
+            untrimmed: Vec::new(),
             damaged: Vec::new(),
             unreadable: Vec::new(),
             sequence: 0,
@@ -217,8 +225,11 @@ impl Plan {
 
     /// Replays a segment's records.
     fn take(&mut self, loaded: Loaded) {
-        let Loaded { segment, head, end, entries, state, damaged, .. } = loaded;
+        let Loaded { segment, head, end, entries, state, damaged, file_len, .. } = loaded;
         let seal = head.seal;
+        if state == State::Hinted && file_len > seal + BLOCK {
+            self.untrimmed.push((Rc::clone(&segment), seal + BLOCK));
+        }
         let slot = self.ledger.space.add(Rc::clone(&segment), seal + BLOCK, Some(seal));
         self.replay(slot, &entries);
         self.ledger.space.note_expiry(slot, head.last_expiry);
@@ -270,6 +281,11 @@ impl Plan {
             }
         }
         sync_dir(&self.settings.dir).await?;
+        for (segment, len) in self.untrimmed.drain(..) {
+            // It saves space, and nothing depends on it.
+            drop(segment.trim(len).await);
+            segment.close_file();
+        }
         self.into_partition(lock).await
     }
 
