@@ -97,7 +97,7 @@ impl Partition {
             let (len, live) = self.ledger.borrow().space.totals();
             let garbage = len.saturating_sub(live);
             let room = self.room_with(garbage);
-            let bound = live.min(room / 8 * 5) + 2 * self.slack(room);
+            let bound = live.min(room / 2) + 2 * self.slack(room);
             if garbage <= bound || !self.merge_step().await {
                 break;
             }

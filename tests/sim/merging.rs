@@ -6,6 +6,7 @@ use crate::sim::faults::Fault;
 use crate::sim::rng::Rng;
 use crate::sim::world::Direct;
 use ringlog::{Durability, rt};
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// A failed sync may drop all copies: what they were made of is still there, and is what is read.
@@ -55,9 +56,9 @@ fn merges_hasten_as_free_space_falls_and_no_put_is_refused() {
                 put(&scene, key, LEN, Durability::Buffered).await?;
             }
             {
-                // Half of what garbage would come to if there were room for it.
+                // Less than garbage would come to if there were room for it.
                 let disk = &mut scene.world.borrow_mut().disk;
-                disk.capacity = disk.used() + (MANY * LEN / 2) as u64;
+                disk.capacity = disk.used() + (MANY * LEN * 3 / 5) as u64;
             }
             for turn in 0..5 * MANY {
                 put(&scene, turn * 7 % MANY, LEN, Durability::Buffered).await?;
@@ -65,5 +66,48 @@ fn merges_hasten_as_free_space_falls_and_no_put_is_refused() {
             Ok(())
         });
         seed.world.borrow_mut().disk.capacity = u64::MAX;
+    }
+}
+
+/// A copy that reads do not see yet when a scan begins is seen, and moved on, while it goes by.
+#[test]
+fn a_scan_shows_once_what_merges_move_while_it_goes_by() {
+    const MANY: usize = 9;
+    const STAYS: usize = 3;
+    const LEN: usize = 15_000;
+    for chance in 0..150 {
+        let mut seed = seed_of(chance, MANY);
+        live(&mut seed, None, LEFT, false, async |scene: Rc<Scene>| {
+            for key in 0..MANY {
+                put(&scene, key, LEN, Durability::Buffered).await?;
+            }
+            let over = Rc::new(Cell::new(false));
+            let (writes, stop) = (Rc::clone(&scene), Rc::clone(&over));
+            let writing = rt::spawn(async move {
+                // One of each segment, again and again: all others are moved, and moved again.
+                for turn in 0..8 {
+                    for key in (STAYS..MANY).skip(turn % 3).step_by(3) {
+                        put(&writes, key, LEN, Durability::Buffered).await?;
+                    }
+                    writes.compact(&mut Rng::new(1)).await?;
+                }
+                stop.set(true);
+                Ok(())
+            });
+            {
+                // Some syncs take much longer than a read.
+                let faults = &mut scene.world.borrow_mut().faults;
+                faults.only(Fault::Late, 4);
+                faults.on = true;
+            }
+            let rng = &mut Rng::new(chance);
+            while !over.get() {
+                scene.scan().await?;
+                for _ in 0..rng.below(40) {
+                    rt::yield_now().await;
+                }
+            }
+            writing.await.map_err(|error| format!("{error:?}"))?
+        });
     }
 }
