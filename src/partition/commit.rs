@@ -348,7 +348,7 @@ impl Partition {
     /// Takes the operations of the next group.
     fn take_group(&self, group: &mut Vec<Staged>) -> bool {
         let mut gathering = self.commit.gathering.borrow_mut();
-        let most = MAX_GROUP.min(self.least_reserve() / 2);
+        let most = MAX_GROUP.min(self.segment_bytes / 4).min(self.least_reserve() / 2);
         let mut bytes = 0;
         while let Some(next) = gathering.front()
             && (group.is_empty() || bytes + next.len() as u64 <= most)

@@ -175,8 +175,11 @@ impl Partition {
 
     /// Which segment to merge next.
     fn choose(&self) -> Option<usize> {
-        let fits = |extant: &Extant| self.room_for(extant).is_some();
-        self.ledger.borrow().space.victim(self.clock.now(), fits)
+        let now = self.clock.now();
+        let worth = |extant: &Extant| {
+            extant.is_worth_merging(now, self.segment_bytes) && self.room_for(extant).is_some()
+        };
+        self.ledger.borrow().space.victim(now, worth)
     }
 
     /// The room that there is for a copy of what is alive in a segment: half of what the device has
@@ -454,7 +457,8 @@ impl Partition {
             let (now, mut too_much) = (self.clock.now(), false);
             let victim = self.ledger.borrow().space.iter().find_map(|(slot, e)| {
                 let whole = e.seal.is_some() && !e.damaged && !e.dropped;
-                let worth = whole && e.segment.id < last && e.is_worth_merging(now);
+                let worth =
+                    whole && e.segment.id < last && e.is_worth_merging(now, self.segment_bytes);
                 let fits = worth && self.room_for(e).is_some();
                 too_much |= worth && !fits;
                 fits.then_some((slot, e.hinting))

@@ -44,9 +44,12 @@ impl Extant {
         self.len.saturating_sub(self.live_bytes) + expired
     }
 
-    /// Whether merging it gives back more than its copy has again of what is not records, about.
-    pub(crate) fn is_worth_merging(&self, now: u64) -> bool {
-        self.garbage(now) > self.len / 16 + 3 * BLOCK
+    /// Whether merging it gives back more than its copy takes again of what is not records, about:
+    /// marks, its share of a whole segment's header, seal and padding, and a block of its own.
+    pub(crate) fn is_worth_merging(&self, now: u64, segment_bytes: u64) -> bool {
+        let garbage = self.garbage(now);
+        let live = self.len - garbage.min(self.len);
+        garbage > live / 16 + live * 3 * BLOCK / segment_bytes + BLOCK
     }
 
     /// What a scan has to read of it.
@@ -250,12 +253,10 @@ impl Space {
         }
     }
 
-    /// The sealed segment with the largest share of garbage, if it is worth while, of those that
-    /// can be copied.
-    pub(crate) fn victim(&self, now: u64, fits: impl Fn(&Extant) -> bool) -> Option<usize> {
-        let worth = |(_, e): &(usize, &Extant)| {
-            e.can_merge() && e.garbage(now) * 10 >= e.len && e.is_worth_merging(now) && fits(e)
-        };
+    /// The sealed segment with the largest share of garbage, of those that are worth while.
+    pub(crate) fn victim(&self, now: u64, worth: impl Fn(&Extant) -> bool) -> Option<usize> {
+        let worth =
+            |(_, e): &(usize, &Extant)| e.can_merge() && e.garbage(now) * 10 >= e.len && worth(e);
         let share = |e: &Extant| e.garbage(now) * 1000 / e.len.max(1);
         // Of equals the oldest: it holds up tombstones.
         let by_share = |a: &(usize, &Extant), b: &(usize, &Extant)| {

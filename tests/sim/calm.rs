@@ -36,8 +36,10 @@ async fn check_space(scene: &Scene, segment_bytes: u64) -> Checked {
     let mut most = 52; // the superblock
     for partition in &stats.partitions {
         let (live, segments) = (partition.live_bytes, partition.segments);
-        // A sealed segment keeps garbage of a sixteenth and three blocks: marks, padding, header.
-        let logs = (live + segments * 3 * BLOCK) / 15 * 16;
+        // A sealed segment keeps garbage of a sixteenth and four blocks: marks, padding, header. One
+        // with a record that is larger than a segment keeps them for each that it is as long as.
+        let whole = segments + live / segment_bytes;
+        let logs = (live + whole * 4 * BLOCK) / 15 * 16;
         // One goes on, as far as it is prepared: a segment, or one record that is larger.
         let active = segment_bytes.max(FIRST_ROOM).max(largest + 4 * BLOCK);
         // Two spares, made while the disk was nearly full, have up to a segment; or the least.
