@@ -461,10 +461,11 @@ impl Store {
     /// of files which a scan, a backup or a verification still reads comes back when these let go.
     /// Not needed: merges run by themselves where there is enough garbage.
     ///
-    /// Each partition ends its active segment, and merges each segment with garbage of more than a
-    /// sixteenth of it and three blocks. It copies as it goes, at the pace of other merges, which
-    /// is 32 MiB a second and partition where there is little garbage. No write is changed by it,
-    /// or made less durable. Dropping the future does not end it.
+    /// Each partition ends its active segment, and merges each segment whose garbage is more than
+    /// a merge costs: a sixteenth of what is alive in it, and some 4 KiB blocks. It copies as it
+    /// goes, at the pace of other merges, which is 32 MiB a second and partition where there is
+    /// little garbage. No write is changed by it, or made less durable. Dropping the future does
+    /// not end it.
     ///
     /// # Errors
     ///

@@ -77,8 +77,9 @@ impl Patience {
             return false;
         }
         let waited = of.merge_step().await;
-        let again = !self.in_vain && (waited || of.merges_done() != merges);
-        self.in_vain = again && of.merges_done() == merges;
+        let merged = of.merges_done() != merges;
+        let again = merged || (waited && !self.in_vain);
+        self.in_vain = !merged;
         again
     }
 }

@@ -156,6 +156,11 @@ impl Commit {
         unseen
     }
 
+    /// Whether there are copies that reads do not see yet.
+    pub(super) fn has_unseen(&self) -> bool {
+        !self.moved.borrow().is_empty()
+    }
+
     pub(super) fn is_sealed(&self) -> bool {
         self.sealed.get()
     }

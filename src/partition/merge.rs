@@ -183,15 +183,14 @@ impl Partition {
     }
 
     /// The room that there is for a copy of what is alive in a segment: half of what the device has
-    /// free, since others take of it meanwhile, or what is held in reserve. A merge that found no
-    /// room half-way would have taken some, and given back nothing.
+    /// free, since others take of it meanwhile; when puts are refused, what is in reserve. A merge
+    /// that found no room half-way would have taken some, and given back nothing.
     fn room_for(&self, victim: &Extant) -> Option<Need> {
         // With what is not records: marks, padding, the drop record's block and two for its segment.
         let copy = victim.live_bytes + victim.live_bytes / 16 + 4 * BLOCK;
-        match self.merging.free.get() {
-            _ if self.commit.full.borrow().is_some() => {}
-            Some(free) if copy > free / 2 => {}
-            _ => return Some(Need::Put),
+        if self.commit.full.borrow().is_none() {
+            let fits = self.merging.free.get().is_none_or(|free| copy <= free / 2);
+            return fits.then_some(Need::Put);
         }
         let spares = self.commit.spares.borrow();
         // A group that does not fit what one spare has left goes to the next.
@@ -219,6 +218,7 @@ impl Partition {
             && !self.commit.is_poisoned()
             && !matches!(self.pressure(), Pressure::None)
         {
+            let was_full = self.commit.full.borrow().is_some();
             let merged = match self.choose() {
                 Some(victim) => match self.merge(victim).await {
                     // Reads and `verify` report it; the others can still be merged.
@@ -238,8 +238,11 @@ impl Partition {
                 }
                 None => return,
             };
-            if merged.is_err() {
-                return;
+            match merged {
+                // The others may fit what is in reserve, which this one was not to take.
+                Err(Error::Full { .. }) if !was_full => {}
+                Err(_) => return,
+                Ok(()) => {}
             }
             self.look_at_room().await;
         }
@@ -276,8 +279,9 @@ impl Partition {
         if self.commit.is_sealed() {
             return Err(Error::Closed);
         }
-        // Meanwhile another merge may have taken it.
-        if self.ledger.borrow().space.try_get(slot).is_none_or(|extant| !extant.can_merge()) {
+        // Meanwhile another merge may have taken it, or its room.
+        let gone = |extant: &Extant| !extant.can_merge() || self.room_for(extant).is_none();
+        if self.ledger.borrow().space.try_get(slot).is_none_or(gone) {
             return Ok(());
         }
         self.merge_alone(slot, false).await
@@ -289,6 +293,12 @@ impl Partition {
             let victim = ledger.space.get(slot);
             (victim.segment.id, self.room_for(victim))
         };
+        if self.commit.has_unseen() {
+            // Of a merge that was cut short: what it has copied is not copied again.
+            self.barrier().await?;
+        }
+        // A salvage has nothing but this to do with what room there is.
+        let room = if salvage { Some(Need::Own) } else { room };
         let mut seen = Seen { room: room.unwrap_or(Need::Put), ..Seen::default() };
         let left = || self.ledger.borrow().space.get(slot).live_records;
         loop {

@@ -76,6 +76,9 @@ impl Partition {
             }
             partition.look_at_room().await;
             partition.making.take();
+            if made.is_ok() {
+                partition.start_making_spares(); // one may have been taken just now
+            }
             if let Err(Failure::Full(cause)) = &made {
                 partition.commit.full.replace(Some(Arc::clone(cause)));
             }
@@ -256,11 +259,12 @@ impl Partition {
         Ok(())
     }
 
-    /// Whether a delete has to leave to merges what is left of the last spare on a full disk: half of
+    /// Whether a delete has to leave to merges what is left on a full disk: in the last spare half of
     /// the least that one has, and all while a merge is under way, since that has counted on it.
     fn must_be_left(&self, writer: &Writer, bytes: usize) -> bool {
-        let last = self.commit.full.borrow().is_some() && self.commit.spares.borrow().is_empty();
-        last && (self.is_merging() || writer.left_after(bytes) < self.least_reserve() / 2)
+        let last = self.commit.spares.borrow().is_empty();
+        let little = last && writer.left_after(bytes) < self.least_reserve() / 2;
+        self.commit.full.borrow().is_some() && (self.is_merging() || little)
     }
 
     /// Seals the active segment, if it is not. Its hint is written beside the traffic.

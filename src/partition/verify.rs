@@ -1,5 +1,4 @@
-//! Verification: every record is read, every sum of one checked, the keydir and the hints against the
-//! log. Headers of files are checked when the store is opened.
+//! Verification: every file is read, every sum checked, the keydir and the hints against the log.
 //!
 //! Invariant: it changes nothing, and reports all that it finds instead of ending at the first.
 
