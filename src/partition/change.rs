@@ -70,8 +70,8 @@ struct Patience {
 }
 
 impl Patience {
-    /// Whether to try again, since a segment has been merged meanwhile. A merge that comes to nothing
-    /// may have been what stood in the way, but only the first time.
+    /// Whether to try again, since a merge has given back something meanwhile. One that comes to
+    /// nothing may have been what stood in the way, but only the first time.
     async fn suffices(&mut self, of: &Partition, deleted: &Result<()>, merges: u64) -> bool {
         if !matches!(deleted, Err(Error::Full { .. })) {
             return false;

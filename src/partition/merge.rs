@@ -50,7 +50,7 @@ pub(super) struct Merging {
     busy: Cell<bool>,
     /// Finished with each segment that is merged.
     step: RefCell<Rc<Ticket>>,
-    /// Segments that have been merged, and have given back their space.
+    /// Merges that have given back more than their copies took.
     done: Cell<u64>,
     /// Bytes that the device had free when that was asked for last; none if it never was.
     free: Cell<Option<u64>>,
@@ -133,7 +133,7 @@ impl Partition {
         running
     }
 
-    /// How many segments have been merged, and have given back their space.
+    /// How many merges have given back more than their copies took.
     pub(super) fn merges_done(&self) -> u64 {
         self.merging.done.get()
     }
@@ -176,8 +176,11 @@ impl Partition {
     /// Which segment to merge next.
     fn choose(&self) -> Option<usize> {
         let now = self.clock.now();
+        // On a full disk a copy goes to segments as small as what is held in reserve.
+        let is_full = self.commit.full.borrow().is_some();
+        let whole = if is_full { self.least_reserve() } else { self.segment_bytes };
         let worth = |extant: &Extant| {
-            extant.is_worth_merging(now, self.segment_bytes) && self.room_for(extant).is_some()
+            extant.is_worth_merging(now, whole) && self.room_for(extant).is_some()
         };
         self.ledger.borrow().space.victim(now, worth)
     }
@@ -214,11 +217,12 @@ impl Partition {
 
     async fn merge_all(self: &Rc<Self>) {
         self.look_at_room().await;
+        let mut refused = false;
         while !self.commit.is_sealed()
             && !self.commit.is_poisoned()
             && !matches!(self.pressure(), Pressure::None)
         {
-            let was_full = self.commit.full.borrow().is_some();
+            let (was_full, done) = (self.commit.full.borrow().is_some(), self.merging.done.get());
             let merged = match self.choose() {
                 Some(victim) => match self.merge(victim).await {
                     // Reads and `verify` report it; the others can still be merged.
@@ -226,6 +230,8 @@ impl Partition {
                         self.ledger.borrow_mut().space.set_damaged(victim);
                         Ok(())
                     }
+                    // The next would come to no more, and so on without end.
+                    Ok(()) if was_full && self.merging.done.get() == done => return,
                     merged => merged,
                 },
                 None if self.active_is_garbage() => {
@@ -240,7 +246,7 @@ impl Partition {
             };
             match merged {
                 // The others may fit what is in reserve, which this one was not to take.
-                Err(Error::Full { .. }) if !was_full => {}
+                Err(Error::Full { .. }) if !was_full && !refused => refused = true,
                 Err(_) => return,
                 Ok(()) => {}
             }
@@ -288,10 +294,10 @@ impl Partition {
     }
 
     async fn merge_alone(self: &Rc<Self>, slot: usize, salvage: bool) -> Result<()> {
-        let (id, room) = {
+        let (id, room, total) = {
             let ledger = self.ledger.borrow();
             let victim = ledger.space.get(slot);
-            (victim.segment.id, self.room_for(victim))
+            (victim.segment.id, self.room_for(victim), ledger.space.totals().0)
         };
         if self.commit.has_unseen() {
             // Of a merge that was cut short: what it has copied is not copied again.
@@ -328,7 +334,8 @@ impl Partition {
         }
         self.count(|stats| stats.merges += 1);
         self.remove_dropped(slot).await?;
-        self.merging.done.set(self.merging.done.get() + 1);
+        let gained = self.ledger.borrow().space.totals().0 < total;
+        self.merging.done.set(self.merging.done.get() + u64::from(gained));
         Ok(())
     }
 
