@@ -8,22 +8,21 @@
 
 use super::Partition;
 use super::digest::Digest;
+use super::pace::Pressure;
 use super::space::Extant;
 use super::staged::{Failure, Need, Op, Ticket};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
-use crate::log::BLOCK;
 use crate::log::hint;
 use crate::log::place::{Class, Place};
 use crate::log::record::Kind;
 use crate::log::scan::{Scan, Shown, Strictness};
 use crate::log::segment::{Segment, sync_dir};
 use crate::rt;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// How many bytes are copied between two looks at the budget: a quarter of a group, so that writes
 /// which come meanwhile do not wait for long.
@@ -31,39 +30,8 @@ const STEP: u64 = 256 << 10;
 /// How many bytes are copied until they are made durable, so that reads see the copies: what waits
 /// for that is kept in memory, 40 bytes a record.
 const STRETCH: u64 = 1 << 20;
-/// Bytes a second at the least, while there is enough garbage to merge at all: a segment of the
-/// default size takes about a second at most then, and the device has most of its rate for others.
-const PACE: u64 = 32 << 20;
-/// Garbage that is never worth while: without it small stores would merge all the time.
-const SLACK: u64 = 4 << 20;
-/// How many merges a put waits for at most, when there is too much garbage: a bound, so that no put
-/// waits for ever where merges do not get ahead. It has been written by then.
-const PATIENCE: usize = 16;
 /// Puts that are counted down between two yields: some 0.2 ms of lookups in the keydir.
 const COUNTS: usize = 1024;
-
-/// The state of a partition's merges.
-#[derive(Debug, Default)]
-pub(super) struct Merging {
-    running: Cell<bool>,
-    /// One at a time, whoever asks.
-    busy: Cell<bool>,
-    /// Finished with each segment that is merged.
-    step: RefCell<Rc<Ticket>>,
-    /// Merges that have given back more than their copies took.
-    done: Cell<u64>,
-    /// Bytes that the device had free when that was asked for last; none if it never was.
-    free: Cell<Option<u64>>,
-}
-
-/// How far garbage has come.
-enum Pressure {
-    None,
-    /// In percent of what it may be.
-    Some(u64),
-    /// No time to lose.
-    Full,
-}
 
 impl Partition {
     /// Starts merging, if there is enough garbage and nobody does.
@@ -88,131 +56,6 @@ impl Partition {
 
     fn tell_merged(&self) {
         self.merging.step.take().finish(Ok(()));
-    }
-
-    /// Before a put is answered: if merges do not keep pace with what is overwritten, whoever
-    /// overwrites waits for them. The put has its place by then, so no order changes.
-    pub(super) async fn keep_pace(&self) {
-        for _ in 0..PATIENCE {
-            let (len, live) = self.ledger.borrow().space.totals();
-            let garbage = len.saturating_sub(live);
-            let room = self.room_with(garbage);
-            let bound = live.min(room / 2) + 2 * self.slack(room);
-            if garbage <= bound || !self.merge_step().await {
-                break;
-            }
-        }
-    }
-
-    /// What garbage could come to at the most: what it is, and what the device has free.
-    fn room_with(&self, garbage: u64) -> u64 {
-        self.merging.free.get().map_or(u64::MAX, |free| garbage.saturating_add(free))
-    }
-
-    /// Garbage that is borne in any case.
-    fn slack(&self, room: u64) -> u64 {
-        SLACK.min(self.segment_bytes).min(room / 8)
-    }
-
-    /// Asks what the device has free. Where that is not to be had, the last answer holds.
-    pub(super) async fn look_at_room(&self) {
-        let active = self.commit.active();
-        let segment = self.ledger.borrow_mut().space.for_reading(active);
-        if let Ok(free) = segment.free_space().await {
-            self.merging.free.set(Some(free));
-        }
-    }
-
-    /// Waits until the segment that is being merged is, if one is.
-    pub(super) async fn merge_step(&self) -> bool {
-        let running = self.merging.running.get() || self.is_merging();
-        if running {
-            let step = Rc::clone(&self.merging.step.borrow());
-            drop(step.outcome().await);
-        }
-        running
-    }
-
-    /// How many merges have given back more than their copies took.
-    pub(super) fn merges_done(&self) -> u64 {
-        self.merging.done.get()
-    }
-
-    /// Whether a segment is being merged.
-    pub(super) fn is_merging(&self) -> bool {
-        self.merging.busy.get()
-    }
-
-    /// Bytes that the device had free when it was asked last.
-    pub(super) fn free_space(&self) -> Option<u64> {
-        self.merging.free.get()
-    }
-
-    /// How urgent merging is.
-    fn pressure(&self) -> Pressure {
-        let (garbage, live) = {
-            let space = &self.ledger.borrow().space;
-            let ((len, live), expired) = (space.totals(), space.expired(self.clock.now()));
-            (len.saturating_sub(live) + expired, live - expired)
-        };
-        if self.commit.full.borrow().is_some() {
-            return Pressure::Full;
-        }
-        let room = self.room_with(garbage);
-        let slack = self.slack(room);
-        // 60 % of what is live, and a third of what there is room for; and nothing that is not
-        // worth the while.
-        let bearable = (live / 5 * 3).min(room / 3) + slack;
-        if garbage <= bearable {
-            return Pressure::None;
-        }
-        let limit = ((live / 10 * 9).min(room / 2) + slack).max(bearable + 1);
-        if garbage >= limit {
-            return Pressure::Full;
-        }
-        Pressure::Some((garbage - bearable) * 100 / (limit - bearable))
-    }
-
-    /// Which segment to merge next.
-    fn choose(&self) -> Option<usize> {
-        let now = self.clock.now();
-        // On a full disk a copy goes to segments as small as what is held in reserve.
-        let is_full = self.commit.full.borrow().is_some();
-        let whole = if is_full { self.least_reserve() } else { self.segment_bytes };
-        let worth = |extant: &Extant| {
-            extant.is_worth_merging(now, whole) && self.room_for(extant).is_some()
-        };
-        self.ledger.borrow().space.victim(now, worth)
-    }
-
-    /// The room that there is for a copy of what is alive in a segment: half of what the device has
-    /// free, since others take of it meanwhile; when puts are refused, what is in reserve. A merge
-    /// that found no room half-way would have taken some, and given back nothing.
-    fn room_for(&self, victim: &Extant) -> Option<Need> {
-        // With what is not records: marks, padding, the drop record's block and two for its segment.
-        let copy = victim.live_bytes + victim.live_bytes / 16 + 4 * BLOCK;
-        if self.commit.full.borrow().is_none() {
-            let fits = self.merging.free.get().is_none_or(|free| copy <= free / 2);
-            return fits.then_some(Need::Put);
-        }
-        let spares = self.commit.spares.borrow();
-        // A group that does not fit what one spare has left goes to the next.
-        let lost = spares.len().saturating_sub(1) as u64 * self.least_reserve() / 2;
-        let prepared: u64 = spares.iter().map(|spare| spare.prepared).sum();
-        // Whatever uses up a spare has to give back enough for another.
-        let gives = victim.len >= self.least_reserve();
-        let fits = copy <= self.commit.left.get() || copy + lost <= prepared && gives;
-        fits.then_some(Need::Own)
-    }
-
-    /// Whether it is time to end the active segment, so that it can be merged.
-    fn active_is_garbage(&self) -> bool {
-        let ledger = self.ledger.borrow();
-        let active = ledger.space.get(self.commit.active());
-        active.seal.is_none() && {
-            let garbage = active.garbage(self.clock.now());
-            garbage > SLACK && garbage * 2 > active.len
-        }
     }
 
     async fn merge_all(self: &Rc<Self>) {
@@ -451,17 +294,6 @@ impl Partition {
             Op::Move { from, kind, key, value, sum, expiry }
         };
         self.stage_moved(digest, record.sequence, op, room)
-    }
-
-    /// Keeps to the budget.
-    async fn rest(&self, copied: u64) {
-        let pace = match self.pressure() {
-            Pressure::Full => return,
-            Pressure::None => PACE,
-            // Rises without bound towards the limit.
-            Pressure::Some(percent) => PACE * 100 / (100 - percent.min(99)),
-        };
-        drop(rt::timeout(Duration::from_micros(copied * 1_000_000 / pace)).await);
     }
 
     /// Merges all that has garbage in it, as it is now.

@@ -4,8 +4,8 @@ use super::promises::{LEFT, has, live, put, seed_of, syncs_next};
 use crate::sim::clients::Scene;
 use crate::sim::faults::Fault;
 use crate::sim::rng::Rng;
-use crate::sim::world::Direct;
-use ringlog::{Durability, rt};
+use crate::sim::world::{Direct, End};
+use ringlog::{Durability, Error, rt};
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -66,6 +66,45 @@ fn merges_hasten_as_free_space_falls_and_no_put_is_refused() {
             Ok(())
         });
         seed.world.borrow_mut().disk.capacity = u64::MAX;
+    }
+}
+
+/// Where every segment has some garbage, merges take about what they give back. They end all the same,
+/// and so do deletes, which wait for them; and in the end these have made room.
+#[test]
+fn on_a_full_disk_deletes_that_are_spread_out_end_and_make_room() {
+    for chance in 0..12 {
+        let mut seed = seed_of(chance, 1);
+        seed.segment_bytes = 256 << 10;
+        live(&mut seed, None, LEFT, true, async |scene: Rc<Scene>| {
+            let put = |n: usize| scene.store.put(n.to_be_bytes(), vec![1; 3000 + n % 7 * 1000]);
+            put(0).await.map_err(|error| format!("{error:?}"))?;
+            {
+                let disk = &mut scene.world.borrow_mut().disk;
+                disk.capacity = disk.used() + (3 << 20) + (chance as u64 * 20_000);
+            }
+            // (These keys are no matter to the model: nobody looks again.)
+            let mut many = 1;
+            while put(many).await.is_ok() {
+                many += 1;
+            }
+            assert!(many > 300, "{many} keys");
+            for n in (0..many).filter(|n| n % 10 != 0) {
+                match scene.store.delete(n.to_be_bytes()).await {
+                    Ok(_) | Err(Error::Full { .. }) => {}
+                    Err(other) => return Err(format!("{other:?}")),
+                }
+            }
+            for n in (0..many).step_by(10) {
+                let value = scene.store.get(n.to_be_bytes()).await;
+                assert!(value.is_ok_and(|value| value.is_some()), "{n} of {many}");
+            }
+            for n in many..many + 20 {
+                put(n).await.map_err(|error| format!("after the deletes: {error:?}"))?;
+            }
+            scene.world.borrow_mut().end(End::Kill);
+            std::future::pending().await
+        });
     }
 }
 
