@@ -40,8 +40,10 @@ fn sources() -> Vec<(String, String)> {
         .into_iter()
         .map(|path| {
             let text = fs::read_to_string(&path).unwrap();
-            let code = text.split("#[cfg(all(test").next().unwrap();
-            let code = code.split("#[cfg(test)]").next().unwrap().to_owned();
+            // Tests come last. A single import or function that is for them may be anywhere.
+            let tests = ["#[cfg(all(test", "#[cfg(test)]\nmod ", "#[cfg(test)]\nimpl "];
+            let end = tests.iter().filter_map(|start| text.find(start)).min();
+            let code = text[..end.unwrap_or(text.len())].to_owned();
             (path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned(), code)
         })
         .collect()

@@ -10,6 +10,7 @@
 //! Invariant: it is never zero, since no record lies in a segment's first block. A length that was
 //! rounded up is still within the segment's file, since a seal's block follows.
 
+use super::record::{Kind, Record};
 use std::num::NonZeroU64;
 
 /// See the module.
@@ -23,6 +24,18 @@ pub(crate) enum Class {
     /// A put with an expiry.
     Expiring = 1,
     Tombstone = 2,
+}
+
+impl Class {
+    /// That of a record. None for what is no key's: marks, lists, seals.
+    pub(crate) fn of(record: &Record) -> Option<Self> {
+        match (record.kind, record.expiry) {
+            (Kind::Put, None) => Some(Self::Put),
+            (Kind::Put, Some(_)) => Some(Self::Expiring),
+            (Kind::Delete, _) => Some(Self::Tombstone),
+            _ => None,
+        }
+    }
 }
 
 /// The most segments of a partition at a time: what the 19 bits of a slot can tell apart.

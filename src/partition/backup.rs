@@ -6,10 +6,11 @@
 use super::Partition;
 use super::commit::Hold;
 use super::load::read_seal;
-use super::recover::{Plan, copy_file, hint_of, make_segment};
+use super::recover::{Plan, copy_file, make_segment};
 use super::space::Extant;
 use super::walk::Pins;
 use crate::error::{Error, Result};
+use crate::log::hint;
 use crate::log::scan::{Scan, Strictness};
 use crate::log::segment::{Segment, sync_dir};
 use crate::log::writer::Writer;
@@ -70,7 +71,7 @@ impl BackupPart {
     /// Puts the part into a directory, durably.
     pub(crate) async fn copy_to(&self, dir: &Path) -> Result<()> {
         for (segment, _) in &self.sealed {
-            let hint = hint_of(segment);
+            let hint = hint::path_of(segment);
             copy_or_link(segment.path(), dir).await?;
             match copy_or_link(&hint, dir).await {
                 // It is being written, or could not be: the copy does without.

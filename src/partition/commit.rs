@@ -450,11 +450,7 @@ impl Partition {
         }
         let record = staged.record()?;
         let offset = writer.push(&record);
-        let class = match (record.kind, record.expiry) {
-            (Kind::Delete, _) => Class::Tombstone,
-            (_, Some(_)) => Class::Expiring,
-            (_, None) => Class::Put,
-        };
+        let class = Class::of(&record)?;
         let (digest, len) = (staged.digest.to_bytes(), record.len());
         self.commit.remembered.borrow_mut().push(&HintEntry { digest, offset, len, class });
         Some(Place::new(self.commit.active.get(), offset, class, len))

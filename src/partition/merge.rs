@@ -270,12 +270,7 @@ impl Partition {
     /// Whether a record is what the keydir points to; then its place and its count.
     fn is_live(&self, slot: usize, digest: Digest, shown: &Shown) -> Option<(Place, u8)> {
         let record = shown.record();
-        let class = match (record.kind, record.expiry) {
-            (Kind::Delete, _) => Class::Tombstone,
-            (_, Some(_)) => Class::Expiring,
-            (_, None) => Class::Put,
-        };
-        let place = Place::new(slot, shown.offset, class, shown.len);
+        let place = Place::new(slot, shown.offset, Class::of(&record)?, shown.len);
         let entry = self.ledger.borrow().keydir.get(digest)?;
         // If something newer is on its way, a copy must not come after it.
         let live = entry.place == place.bits() && self.commit.overlay(digest).is_none();

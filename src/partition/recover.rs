@@ -15,7 +15,7 @@ use super::staged::Op;
 use super::{Partition, Settings};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
-use crate::log::hint::{HintEntry, path_of};
+use crate::log::hint::HintEntry;
 use crate::log::place::Place;
 use crate::log::scan::Seen;
 use crate::log::segment::{Segment, sync_dir};
@@ -422,19 +422,17 @@ pub(super) async fn copy_file(from: &Path, to: &Path) -> Result<()> {
     let mut buf = AlignedBuf::with_capacity(CHUNK);
     loop {
         let (result, chunk) = rt::read(&source, buf, offset).await;
-        let n = result.map_err(Error::io("read", from))?;
-        if n == 0 {
-            break;
-        }
-        let (result, chunk) = rt::write_all(&target, chunk, offset).await;
-        result.map_err(Error::io("write", to))?;
-        offset += n as u64;
-        buf = chunk;
+        buf = match result {
+            Ok(0) => break,
+            Ok(n) => {
+                let (result, chunk) = rt::write_all(&target, chunk, offset).await;
+                result.map_err(Error::io("write", to))?;
+                offset += n as u64;
+                chunk
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => chunk,
+            Err(error) => return Err(Error::io("read", from)(error)),
+        };
     }
     rt::fsync(&target, false).await.map_err(Error::io("sync", to))
-}
-
-/// The file of a segment's hint, to be removed with it.
-pub(super) fn hint_of(segment: &Segment) -> PathBuf {
-    path_of(segment)
 }

@@ -11,7 +11,6 @@ use crate::error::{Error, Result};
 use crate::log::BLOCK;
 use crate::log::hint::{self, ENTRY_LEN, Head, HintEntry, HintWriter};
 use crate::log::place::Class;
-use crate::log::record::Kind;
 use crate::log::scan::{Scan, Shown, Strictness};
 use crate::log::segment::Segment;
 use crate::log::writer::{FIRST_ROOM, Writer};
@@ -214,8 +213,8 @@ impl Partition {
     ) -> io::Result<Result<(), NoRoom>> {
         loop {
             // The first group lists the segments that there are.
-            let listed = 64 + self.ledger.borrow().space.ids().count() * 8;
-            let bytes = if writer.is_empty() { bytes + listed } else { bytes };
+            let listed = || 64 + self.ledger.borrow().space.count() * 8;
+            let bytes = if writer.is_empty() { bytes + listed() } else { bytes };
             let full = if writer.fits(bytes) {
                 match writer.prepare(bytes).await {
                     Ok(()) if need == Need::Delete && self.must_be_left(writer, bytes) => {
@@ -323,12 +322,7 @@ pub(super) fn is_full(error: &io::Error) -> bool {
 /// A record as a hint has it, if it is a put or a delete.
 pub(super) fn entry_of(secret: &[u8; 16], shown: &Shown) -> Option<HintEntry> {
     let record = shown.record();
-    let class = match (record.kind, record.expiry) {
-        (Kind::Put, None) => Class::Put,
-        (Kind::Put, Some(_)) => Class::Expiring,
-        (Kind::Delete, _) => Class::Tombstone,
-        _ => return None,
-    };
+    let class = Class::of(&record)?;
     let digest = Digest::new(secret, record.key).to_bytes();
     Some(HintEntry { digest, offset: shown.offset, len: shown.len, class })
 }

@@ -73,6 +73,7 @@ pub(crate) struct Space {
     uses: u64,
     len: u64,
     live_bytes: u64,
+    expiring_bytes: u64,
 }
 
 impl Space {
@@ -120,6 +121,7 @@ impl Space {
             self.by_id.remove(&gone.segment.id);
             self.len -= if gone.dropped { 0 } else { gone.len };
             self.live_bytes -= gone.live_bytes;
+            self.expiring_bytes -= gone.expiring_bytes;
         }
     }
 
@@ -167,9 +169,9 @@ impl Space {
         self.iter().filter(listed).map(|(_, e)| e.segment.id).collect()
     }
 
-    /// The ids of all, in order.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = u64> + '_ {
-        self.by_id.keys().copied()
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.by_id.len()
     }
 
     /// All, in order, with their slots.
@@ -191,7 +193,9 @@ impl Space {
         let extant = self.get_mut(place.slot());
         extant.live_bytes += len;
         extant.live_records += 1;
-        extant.expiring_bytes += if place.class() == Class::Expiring { len } else { 0 };
+        let expiring = if place.class() == Class::Expiring { len } else { 0 };
+        extant.expiring_bytes += expiring;
+        self.expiring_bytes += expiring;
         self.live_bytes += len;
     }
 
@@ -202,7 +206,9 @@ impl Space {
         extant.live_bytes -= len;
         extant.live_records -= 1;
         extant.freed_records += 1;
-        extant.expiring_bytes -= if place.class() == Class::Expiring { len } else { 0 };
+        let expiring = if place.class() == Class::Expiring { len } else { 0 };
+        extant.expiring_bytes -= expiring;
+        self.expiring_bytes -= expiring;
         self.live_bytes -= len;
     }
 
@@ -214,6 +220,10 @@ impl Space {
 
     /// Bytes of entries that have expired, as far as that is known.
     pub(crate) fn expired(&self, now: u64) -> u64 {
+        // Asked after each group: where nothing expires, no segment is looked at.
+        if self.expiring_bytes == 0 {
+            return 0;
+        }
         let expired = |e: &Extant| if e.last_expiry <= now { e.expiring_bytes } else { 0 };
         self.slots.iter().flatten().map(expired).sum()
     }

@@ -81,7 +81,7 @@ fn on_a_full_disk_deletes_that_are_spread_out_end_and_make_room() {
             put(0).await.map_err(|error| format!("{error:?}"))?;
             {
                 let disk = &mut scene.world.borrow_mut().disk;
-                disk.capacity = disk.used() + (5 << 20) + (chance as u64 * 20_000);
+                disk.capacity = disk.used() + (5 << 20) + (chance * 20_000);
             }
             // (These keys are no matter to the model: nobody looks again.)
             let (mut many, mut before) = (1, 0);

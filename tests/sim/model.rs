@@ -76,7 +76,7 @@ pub struct Model {
     pub keys: Vec<Key>,
     /// Its time, which the world knows too.
     moment: Rc<Cell<u64>>,
-    /// When all keys were fixed last: of what was before, only that is known.
+    /// When a key was fixed last: of what was before, only that is known.
     fixed: u64,
     life: u64,
     /// All that a partition acknowledged before is durable.
@@ -431,6 +431,7 @@ impl Model {
             self.kept.push(Fate { partition, key, write: fixed.clone() });
         }
         self.past[partition] = self.past[partition].max(fixed.version);
+        self.fixed = self.fixed.max(now);
         (fixed.end, fixed.loose, fixed.sync) = (fixed.end.min(now), false, true);
         fixed.start = fixed.start.min(fixed.end);
         let there = &mut self.keys[key];
