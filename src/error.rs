@@ -23,8 +23,9 @@ pub enum Error {
         source: Arc<io::Error>,
     },
     /// Bytes that had been durable are not what was written, or a file is missing. The device, or
-    /// somebody else, changed it. Nothing was cut or skipped: restore the file, or the store, from
-    /// a copy. Damage to the version field of a file shows as
+    /// somebody else, changed it. Nothing was cut or skipped: restore the whole store from a backup
+    /// (never single files: an older copy of one may validate), or open what is left of it with
+    /// [`Builder::salvage`](crate::Builder::salvage). Damage to the version field of a file shows as
     /// [`FormatVersion`](Self::FormatVersion).
     Corrupt {
         /// The damaged file.
@@ -98,7 +99,9 @@ pub enum Error {
     Runtime(Arc<SetupError>),
     /// The store's threads did not stop as they should have; all that was acknowledged is durable.
     Stop(Arc<StopError>),
-    /// A bug of ringlog: please report it. The store goes on, but should be closed and verified.
+    /// A panic: in the function that [`update`](crate::Store::update) was given, or in ringlog, and
+    /// then please report it. The store goes on; after a panic of its own it should be closed, and
+    /// verified.
     Bug(String),
 }
 
@@ -117,8 +120,8 @@ impl fmt::Display for Error {
             }
             Self::Corrupt { path, offset, reason } => write!(
                 f,
-                "{} is corrupt at byte {offset}: {reason}; it was not changed, restore it from a \
-                 copy",
+                "{} is corrupt at byte {offset}: {reason}; it was not changed, restore the whole \
+                 store from a backup, or salvage it",
                 path.display()
             ),
             Self::Poisoned { path, cause } => write!(
@@ -156,7 +159,10 @@ impl fmt::Display for Error {
             ),
             Self::Runtime(error) => error.fmt(f),
             Self::Stop(error) => error.fmt(f),
-            Self::Bug(message) => write!(f, "a bug of ringlog, please report it: {message}"),
+            Self::Bug(message) => write!(
+                f,
+                "a panic, of ringlog (please report it) or of a function that it was given: {message}"
+            ),
         }
     }
 }

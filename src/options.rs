@@ -159,7 +159,8 @@ impl PutOptions {
     }
 
     /// The entry is not there any more when this time has passed since the put got its place in the
-    /// order. In whole milliseconds, what is less is cut; the store's clock never goes back.
+    /// order. Rounded down to whole milliseconds: below one it expires at once. The store's clock
+    /// never goes back.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.expiry = Some(Expiry::After(millis(ttl)));
         self

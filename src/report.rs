@@ -24,7 +24,8 @@ pub struct PartitionReport {
     pub scanned_bytes: u64,
     /// Bytes after the end of the log that a crash left there, and that mean nothing.
     pub torn_bytes: u64,
-    /// Whole records among these: they were never acknowledged, and what came before them is lost.
+    /// Whole records among these. They lie behind a hole, and so are dropped with it: none was an
+    /// acknowledged [`Sync`](crate::Durability::Sync) write.
     pub torn_records: u64,
     /// Files without a meaning that were removed.
     pub leftovers: u64,

@@ -8,7 +8,8 @@ pub struct Stats {
     pub partitions: Vec<PartitionStats>,
 }
 
-/// Counts of one partition.
+/// Counts of one partition. That it is full or poisoned is not among them: puts say so, and
+/// [`sync`](crate::Store::sync) says the latter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PartitionStats {
@@ -17,20 +18,19 @@ pub struct PartitionStats {
     /// Files of the log, without spares. Those that merges have replaced count until nobody reads
     /// them.
     pub segments: u64,
-    /// Bytes in them, without those that merges have replaced, and without what is prepared; and
-    /// how many of these are live records. The rest is garbage, headers, marks and padding.
+    /// Bytes in them, without those that merges have replaced, and without what is prepared.
     pub log_bytes: u64,
-    /// See `log_bytes`.
+    /// Bytes of these that are live records. The rest is garbage, headers, marks and padding.
     pub live_bytes: u64,
     /// Memory of the index, in bytes.
     pub index_bytes: u64,
-    /// Memory of the value cache, in bytes, and how many gets it has answered since opening.
+    /// Memory of the value cache, in bytes.
     pub cache_bytes: u64,
-    /// See `cache_bytes`.
+    /// Gets that the value cache has answered since opening.
     pub cache_hits: u64,
-    /// Segments merged away since opening, and bytes of live records that were copied for it.
+    /// Segments merged away since opening.
     pub merges: u64,
-    /// See `merges`.
+    /// Bytes of live records that merges have copied since opening.
     pub bytes_merged: u64,
     /// Groups committed since opening: each one write, and one sync if a write in it asked for
     /// that.

@@ -111,6 +111,8 @@ fn mutants() -> Vec<Mutant> {
 fn every_mutant_can_be_made_and_names_a_test_that_exists() {
     let mutants = mutants();
     assert!(mutants.len() >= 30, "there are {}", mutants.len());
+    let design = fs::read_to_string(root().join("DESIGN.md")).unwrap();
+    assert!(design.contains(&format!(" lists {} small", mutants.len())), "DESIGN.md counts others");
     let names: BTreeSet<_> = mutants.iter().map(|mutant| &mutant.name).collect();
     assert_eq!(names.len(), mutants.len(), "two have the same name");
     for Mutant { name, why, file, kill, before, after, .. } in mutants {

@@ -246,7 +246,7 @@ impl fmt::Display for SetupError {
                  io_uring_enter and io_uring_register in the seccomp profile",
             ),
             Self::KernelTooOld => {
-                f.write_str("this kernel's io_uring is too old: run Linux 5.13 or later, best 6.1")
+                f.write_str("this kernel's io_uring is too old: run Linux 6.1 or later")
             }
             Self::Denied { io_uring_disabled: Some(2) } => f.write_str(
                 "io_uring is switched off for everybody (kernel.io_uring_disabled = 2): run \
