@@ -210,7 +210,8 @@ impl Partition {
         }
         let need = match op {
             Op::Put { .. } => Need::Put,
-            Op::Delete { .. } => Need::Delete,
+            // Whoever reads what has expired does not take what merges count on.
+            Op::Delete { .. } | Op::Clock => Need::Delete,
             _ => Need::Own,
         };
         commit.sequence.set(commit.sequence.get() + 1);

@@ -71,13 +71,17 @@ impl Ledger {
     /// also is, where something newer has come meanwhile.
     pub(super) fn moved(&mut self, digest: Digest, from: Place, to: Place) {
         let Some(entry) = self.keydir.get(digest) else { return };
-        let older = entry.older.saturating_add(u8::from(!from.is_tombstone()));
         let mut place = entry.place;
+        let mut more = to;
         if place == from.bits() {
             self.space.sub_live(from);
             self.space.add_live(to);
+            // What has expired is a tombstone now.
+            self.live_keys -= u64::from(to.is_tombstone() && !from.is_tombstone());
             place = to.bits();
+            more = from;
         }
+        let older = entry.older.saturating_add(u8::from(!more.is_tombstone()));
         self.keydir.insert(digest, Entry { place, older });
     }
 

@@ -53,7 +53,7 @@ pub(super) enum State {
 /// the other half is there so that counting never overflows, whatever a file's name says.
 pub(super) const LAST_ID: u64 = u64::MAX >> 1;
 /// No partition comes to so many writes. They are counted on too, from what a file says.
-const LAST_SEQUENCE: u64 = u64::MAX >> 1;
+pub(super) const LAST_SEQUENCE: u64 = u64::MAX >> 1;
 
 /// The names in a partition's directory that mean something.
 #[derive(Default)]

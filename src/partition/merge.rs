@@ -9,16 +9,18 @@
 use super::Partition;
 use super::digest::Digest;
 use super::pace::Pressure;
+use super::rotate::is_full;
 use super::space::Extant;
 use super::staged::{Failure, Need, Op, Ticket};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::log::hint;
 use crate::log::place::{Class, Place};
-use crate::log::record::Kind;
+use crate::log::record::{Kind, Record};
 use crate::log::scan::{Scan, Shown, Strictness};
 use crate::log::segment::{Segment, sync_dir};
 use crate::rt;
+use bytes::Bytes;
 use std::cell::Cell;
 use std::io::ErrorKind;
 use std::rc::Rc;
@@ -67,12 +69,9 @@ impl Partition {
         {
             let (was_full, done) = (self.commit.full.borrow().is_some(), self.merging.done.get());
             let merged = match self.choose() {
-                Some(victim) => match self.merge(victim).await {
+                Some(victim) => match self.merge_or_pass(victim).await {
                     // Reads and `verify` report it; the others can still be merged.
-                    Err(Error::Corrupt { .. }) => {
-                        self.ledger.borrow_mut().space.set_damaged(victim);
-                        Ok(())
-                    }
+                    Err(error) if is_damage(&error) => Ok(()),
                     // The next would come to no more, and so on without end.
                     Ok(()) if was_full && self.merging.done.get() == done => return,
                     merged => merged,
@@ -122,8 +121,22 @@ impl Partition {
         Turn(self)
     }
 
+    /// Merges one sealed segment away. If it cannot be read, no merge tries again until the next
+    /// opening.
+    async fn merge_or_pass(self: &Rc<Self>, slot: usize) -> Result<()> {
+        let id = |partition: &Self| {
+            partition.ledger.borrow().space.try_get(slot).map(|extant| extant.segment.id)
+        };
+        let victim = id(self);
+        let merged = self.merge(slot).await;
+        if merged.as_ref().is_err_and(is_damage) && id(self) == victim {
+            self.ledger.borrow_mut().space.set_damaged(slot);
+        }
+        merged
+    }
+
     /// Merges one sealed segment away.
-    pub(super) async fn merge(self: &Rc<Self>, slot: usize) -> Result<()> {
+    async fn merge(self: &Rc<Self>, slot: usize) -> Result<()> {
         let _busy = self.merge_turn().await;
         if self.commit.is_sealed() {
             return Err(Error::Closed);
@@ -281,11 +294,13 @@ impl Partition {
     fn copy(self: &Rc<Self>, digest: Digest, from: Place, shown: &Shown, room: Need) -> Rc<Ticket> {
         let record = shown.record();
         let (key, value) = shown.share();
-        let (kind, sum, expiry) = (record.kind, record.sum, record.expiry);
-        let op = if self.is_expired(expiry) {
-            // As safe as a delete by anybody: the clock cannot bring it back.
-            Op::Delete { key }
+        let op = if self.is_expired(record.expiry) {
+            // As safe as a delete by anybody: the clock cannot bring it back. Until it is durable,
+            // reads find what has expired, and see to it that this stays known.
+            let Record { kind, sum, .. } = Record::new(Kind::Delete, record.sequence, &key, &[]);
+            Op::Move { from, kind, key, value: Bytes::new(), sum, expiry: None }
         } else {
+            let (kind, sum, expiry) = (record.kind, record.sum, record.expiry);
             Op::Move { from, kind, key, value, sum, expiry }
         };
         self.stage_moved(digest, record.sequence, op, room)
@@ -297,6 +312,7 @@ impl Partition {
         self.look_at_room().await;
         let last = self.next_id.get();
         self.end_active().await?;
+        let mut damage = None;
         loop {
             let (now, mut too_much) = (self.clock.now(), false);
             let victim = self.ledger.borrow().space.iter().find_map(|(slot, e)| {
@@ -309,12 +325,24 @@ impl Partition {
             });
             match victim {
                 None if too_much => return Err(self.no_room()),
-                None => return Ok(()),
+                None => return damage.map_or(Ok(()), Err),
                 // Its hint is being written, after a rotation or an opening.
                 Some((_, true)) => drop(rt::timeout_ms(1).await),
-                Some((victim, false)) => self.merge(victim).await?,
+                Some((victim, false)) => match self.merge_or_pass(victim).await {
+                    Err(error) if is_damage(&error) => damage = damage.or(Some(error)),
+                    merged => merged?,
+                },
             }
         }
+    }
+}
+
+/// Whether a segment cannot be read, or its file not be removed, whatever room there is.
+fn is_damage(error: &Error) -> bool {
+    match error {
+        Error::Corrupt { .. } => true,
+        Error::Io { source, .. } => !is_full(source),
+        _ => false,
     }
 }
 

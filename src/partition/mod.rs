@@ -96,6 +96,8 @@ pub(crate) struct Partition {
     cache: Arc<Cache>,
     /// For reads to come.
     buffers: RefCell<Vec<AlignedBuf>>,
+    /// Hints that are being written, or are to be.
+    hints: Cell<usize>,
     /// Tasks of its own that `close` waits for.
     chores: Cell<usize>,
     stats: Cell<PartitionStats>,

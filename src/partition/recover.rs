@@ -8,7 +8,7 @@ use super::clock::Clock;
 use super::commit::{Commit, Spare};
 use super::digest::Digest;
 use super::ledger::Ledger;
-use super::load::{LAST_ID, Loaded, Names, State, list, load};
+use super::load::{LAST_ID, LAST_SEQUENCE, Loaded, Names, State, list, load};
 use super::rotate::{SPARES, Sealed, is_full};
 use super::space::Space;
 use super::staged::Op;
@@ -35,6 +35,9 @@ use std::sync::Arc;
 /// The segment that each partition begins with: it is there before the store is. Not 0, which in a
 /// seal stands for none.
 const FIRST_ID: u64 = 1;
+/// More versions than a partition can have given that were not durable, and few enough for two
+/// thousand million crashes.
+const LOST_VERSIONS: u64 = 1 << 32;
 
 /// What is to be done to open a partition.
 pub(crate) struct Plan {
@@ -225,7 +228,7 @@ impl Plan {
 
     /// Replays a segment's records.
     fn take(&mut self, loaded: Loaded) {
-        let Loaded { segment, head, end, entries, state, damaged, file_len, .. } = loaded;
+        let Loaded { segment, mut head, end, entries, state, damaged, file_len, .. } = loaded;
         let seal = head.seal;
         if state == State::Hinted && file_len > seal + BLOCK {
             self.untrimmed.push((Rc::clone(&segment), seal + BLOCK));
@@ -234,6 +237,13 @@ impl Plan {
         self.replay(slot, &entries);
         self.ledger.space.note_expiry(slot, head.last_expiry);
         self.sequence = self.sequence.max(head.sequence);
+        if state == State::Unsealed {
+            // What came after it may be lost, and somebody may know its versions: none comes again.
+            // The seal that it gets keeps that, and so does its hint.
+            let next = (self.sequence + LOST_VERSIONS).min(LAST_SEQUENCE / 2);
+            self.sequence = self.sequence.max(next);
+            head.sequence = self.sequence;
+        }
         self.clock = self.clock.max(head.clock);
         self.report.segments += 1;
         self.report.hinted += u64::from(state == State::Hinted);
@@ -342,6 +352,7 @@ impl Plan {
             clock: Clock::new(self.clock),
             cache,
             buffers: RefCell::default(),
+            hints: Cell::new(0),
             chores: Cell::new(0),
             stats: Cell::default(),
             _lock: lock,

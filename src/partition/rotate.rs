@@ -23,6 +23,11 @@ use std::sync::Arc;
 
 /// Segments that are made ahead: one to go on with, and one in reserve.
 pub(super) const SPARES: usize = 2;
+/// So many times the list of all segments, with which each begins, a segment has room for at least.
+const LISTS: u64 = 16;
+/// What is remembered for hints that are being written is kept for so many: a device that stalls
+/// does not fill the memory.
+const HINTS: usize = 2;
 /// So many segments' room is little: each rotation may take one, and so may each merge.
 const FEW: u64 = 8;
 
@@ -86,7 +91,7 @@ impl Partition {
     }
 
     async fn make_spare(&self) -> Result<(), Failure> {
-        if !self.ledger.borrow().space.has_slot() {
+        if !self.ledger.borrow().space.has_slot(self.commit.spares.borrow().len()) {
             let error = io::Error::new(io::ErrorKind::StorageFull, "too many segments");
             return Err(Failure::Full(Arc::new(error)));
         }
@@ -163,7 +168,12 @@ impl Partition {
         }
         let partition = Rc::clone(self);
         self.chore(async move {
-            for Sealed { slot, head, entries } in sealed {
+            let waiting = &partition.hints;
+            waiting.set(waiting.get() + sealed.len());
+            for Sealed { slot, head, mut entries } in sealed {
+                if waiting.get() > HINTS {
+                    entries = None;
+                }
                 let segment = partition.ledger.borrow_mut().space.for_reading(slot);
                 // All of this saves time and space, and nothing depends on it.
                 if partition.write_hint(&segment, &head, entries).await.is_err() {
@@ -171,6 +181,7 @@ impl Partition {
                 }
                 drop(segment.trim(head.seal + BLOCK).await);
                 partition.ledger.borrow_mut().space.get_mut(slot).hinting = false;
+                waiting.set(waiting.get() - 1);
                 partition.consider_merging();
             }
         });
@@ -295,7 +306,9 @@ impl Partition {
         let slot =
             self.ledger.borrow_mut().space.add(Rc::clone(&spare.segment), crate::log::BLOCK, None);
         self.commit.set_active(slot);
-        *writer = Writer::new(spare.segment, spare.prepared, self.segment_bytes);
+        // Where there are very many segments, they are larger: the list of them is little in each.
+        let least = LISTS * 8 * self.ledger.borrow().space.count() as u64;
+        *writer = Writer::new(spare.segment, spare.prepared, self.segment_bytes.max(least));
         self.start_making_spares();
     }
 }

@@ -111,9 +111,9 @@ impl Space {
         slot
     }
 
-    /// Whether there is a slot for one more.
-    pub(crate) fn has_slot(&self) -> bool {
-        self.by_id.len() < MAX_SLOTS
+    /// Whether there is a slot for one more than these and so many spares.
+    pub(crate) fn has_slot(&self, spares: usize) -> bool {
+        self.by_id.len() + spares < MAX_SLOTS
     }
 
     pub(crate) fn remove(&mut self, slot: usize) {

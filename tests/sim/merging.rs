@@ -5,6 +5,7 @@ use crate::sim::clients::Scene;
 use crate::sim::faults::Fault;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Direct, End};
+use ringlog::rt::driver::Request;
 use ringlog::{Durability, Error, rt};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -111,6 +112,43 @@ fn on_a_full_disk_deletes_that_are_spread_out_end_and_make_room() {
             }
             scene.world.borrow_mut().end(End::Kill);
             std::future::pending().await
+        });
+    }
+}
+
+/// The device refuses one read of a merge: that segment stays as it is, and the others go.
+#[test]
+fn a_segment_that_cannot_be_read_does_not_stop_the_merges_of_others() {
+    const MANY: usize = 16;
+    const LEN: usize = 15_000;
+    for chance in 0..20 {
+        let mut seed = seed_of(chance, MANY);
+        live(&mut seed, None, LEFT, true, async |scene: Rc<Scene>| {
+            for key in (0..MANY).chain((0..MANY).step_by(4)) {
+                put(&scene, key, LEN, Durability::Buffered).await?;
+            }
+            let merges = async || scene.store.stats().await.unwrap().total().merges;
+            let before = merges().await;
+            scene.world.borrow_mut().faults.only(Fault::ReadError, 1);
+            let merging = rt::spawn(scene.store.compact());
+            let struck = || scene.world.borrow().faults.struck[Fault::ReadError as usize];
+            let seen = struck();
+            while struck() == seen {
+                // Whoever scans a segment begins behind its header.
+                let scans =
+                    |request: &Request| matches!(request, Request::Read { offset: 4096, .. });
+                let on = scene.world.borrow().in_flight.values().any(|job| scans(&job.request));
+                scene.world.borrow_mut().faults.on = on;
+                rt::yield_now().await;
+            }
+            scene.world.borrow_mut().faults.on = false;
+            let compacted = merging.await.map_err(|error| format!("{error:?}"))?;
+            assert!(matches!(compacted, Err(Error::Io { .. })), "{compacted:?}");
+            assert!(merges().await >= before + 2, "only the first was tried");
+            for key in 0..MANY {
+                assert!(has(&scene, key).await);
+            }
+            Ok(())
         });
     }
 }

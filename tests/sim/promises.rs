@@ -164,6 +164,78 @@ fn what_was_said_to_have_expired_stays_away_though_the_clock_is_set_back() {
     }
 }
 
+/// Also if the write that had it is lost, and the next opening changes nothing.
+#[test]
+fn no_version_that_was_told_is_given_again() {
+    for chance in 0..20 {
+        let mut seed = seed(chance);
+        let told = Rc::new(Cell::new(0));
+        let version = async |scene: &Scene, key: usize| {
+            let name = scene.model.borrow().keys[key].name.clone();
+            scene.store.get_entry(&name).await.unwrap().unwrap().version
+        };
+        let tells = Rc::clone(&told);
+        live(&mut seed, None, CUT, false, async move |scene| {
+            put(&scene, 0, 100, Durability::Sync).await?;
+            for _ in 0..10 {
+                put(&scene, 1, 100, Durability::Buffered).await?;
+            }
+            tells.set(version(&scene, 1).await);
+            end(&scene, End::PowerCut).await
+        });
+        for _ in 0..2 {
+            live(&mut seed, None, LEFT, false, async |_| Ok(()));
+        }
+        live(&mut seed, None, LEFT, false, async |scene| {
+            put(&scene, 1, 100, Durability::Sync).await?;
+            let next = version(&scene, 1).await;
+            assert!(next > told.get(), "{next} was told, and so was {}", told.get());
+            Ok(())
+        });
+    }
+}
+
+/// A merge makes a tombstone of what has expired. What a read was told meanwhile holds, also if the
+/// tombstone is lost.
+#[test]
+fn what_a_merge_found_expired_stays_away_though_the_clock_is_set_back() {
+    let mut told = 0;
+    for chance in 0..60 {
+        let mut seed = seed(chance);
+        let answered = Rc::new(Cell::new(false));
+        let tells = Rc::clone(&answered);
+        live(&mut seed, None, CUT, false, async move |scene| {
+            let (expiry, rng) = (scene.wall() + 50, &mut Rng::new(1));
+            let always = Condition::Always;
+            scene.put_so(rng, EXPIRES, 100, Durability::Sync, expiry, always).await?;
+            for _ in 0..3 {
+                put(&scene, 0, 20_000, Durability::Sync).await?;
+            }
+            drop(rt::timeout(Duration::from_millis(100)).await);
+            let merges = Rc::clone(&scene);
+            let merging = rt::spawn(async move { merges.compact(&mut Rng::new(1)).await });
+            // Each time at another step of the merge.
+            for _ in 0..chance * 4 {
+                rt::yield_now().await;
+            }
+            tells.set(!has(&scene, EXPIRES).await);
+            drop(merging);
+            end(&scene, End::PowerCut).await
+        });
+        {
+            let world = &mut *seed.world.borrow_mut();
+            world.wall -= 10_000;
+            world.wall_sets += 1;
+        }
+        told += u64::from(answered.get());
+        live(&mut seed, None, LEFT, false, async |scene| {
+            assert!(!answered.get() || !has(&scene, EXPIRES).await, "it was said to have expired");
+            Ok(())
+        });
+    }
+    assert!(told > 30, "it was looked for {told} times");
+}
+
 /// Each opening hands on how late it had been, and the next knows it from there.
 #[test]
 fn what_has_expired_stays_away_through_openings_with_the_clock_ever_further_back() {
