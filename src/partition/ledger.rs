@@ -148,6 +148,30 @@ mod tests {
     }
 
     #[test]
+    fn what_expired_becomes_a_tombstone_which_goes_with_the_put() {
+        let digest = Digest::new(&[1; 16], b"key");
+        let (mut ledger, expired) = ledger(digest);
+        let tombstone = place(1, 0, Class::Tombstone);
+        ledger.moved(digest, expired, tombstone);
+        assert_eq!(ledger.keydir.get(digest).map(|entry| entry.place), Some(tombstone.bits()));
+        assert_eq!(ledger.live_keys, 0);
+        ledger.count_down(digest);
+        assert!(ledger.keydir.get(digest).is_none(), "the put was the only one");
+        assert_eq!(ledger.space.totals().1, 0);
+    }
+
+    /// It is no put that is there twice.
+    #[test]
+    fn a_tombstone_that_comes_after_a_newer_write_is_not_counted() {
+        let digest = Digest::new(&[1; 16], b"key");
+        let (mut ledger, expired) = ledger(digest);
+        ledger.index(digest, place(2, 0, Class::Tombstone));
+        ledger.moved(digest, expired, place(1, 0, Class::Tombstone));
+        ledger.count_down(digest);
+        assert!(ledger.keydir.get(digest).is_none(), "the put was the only one");
+    }
+
+    #[test]
     fn a_copy_takes_the_place_of_its_original_and_of_nothing_newer() {
         let digest = Digest::new(&[1; 16], b"key");
         let (mut ledger, original) = ledger(digest);

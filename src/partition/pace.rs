@@ -2,8 +2,9 @@
 //! copies are made, and when puts wait for them. (A budget that rises with pressure, and writers that
 //! are slowed before they are stopped, are the usual remedies of log-structured stores.)
 //!
-//! Invariants: garbage is at most what is live, or half of the room that there is, and some slack; a
-//! merge begins only with room for all of its copy, and one that gives back nothing is not repeated.
+//! Invariants: a merge begins only with room for all of its copy, and on a full disk one that gives
+//! back nothing is not repeated. Garbage is held below what is live, or half of the room that there
+//! is, and some slack, as long as merges get ahead within the patience of puts.
 
 use super::Partition;
 use super::space::Extant;
