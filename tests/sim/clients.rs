@@ -3,6 +3,7 @@
 use super::copies::Copied;
 use super::faults::Fault;
 use super::model::{Clock, Model, Shown, Write, is_value, value};
+use super::perform::partition_of_path;
 use super::rng::Rng;
 use super::world::World;
 use ringlog::{Bytes, Durability, Error, PutOptions, Reply, Store, rt};
@@ -69,10 +70,22 @@ impl Scene {
         self.world.borrow().wall_millis()
     }
 
+    /// Whether damage to that file may be answered: a failed sync may have dropped what it had.
+    fn is_damaged(&self, path: &Path) -> bool {
+        let partition = path.to_str().and_then(partition_of_path);
+        self.may_be_corrupt || self.world.borrow().has_dropped(partition)
+    }
+
+    /// Whether a key may be in what is damaged.
+    pub fn may_be_damaged(&self, key: usize) -> bool {
+        let partition = Some(self.model().partition(key));
+        self.may_be_corrupt || self.world.borrow().has_dropped(partition)
+    }
+
     /// An error that was answered: may it be?
     pub fn judge(&self, error: &Error) -> Checked {
         let fine = match error {
-            Error::Corrupt { .. } => self.may_be_corrupt || self.world.borrow().dropped,
+            Error::Corrupt { path, .. } => self.is_damaged(path),
             Error::Io { .. } | Error::Full { .. } | Error::Poisoned { .. } => self.may_fail,
             _ => false,
         };
@@ -368,10 +381,18 @@ impl Scene {
     pub async fn verify(&self) -> Checked {
         match self.store.verify().await {
             Ok(report) if report.is_sound() => Ok(()),
-            Ok(_) if self.may_be_corrupt || self.world.borrow().dropped => Ok(()),
-            // A hint that could not be written, nor be removed.
-            Ok(report) if self.may_fail && report.problems.iter().all(is_of_hint) => Ok(()),
-            Ok(report) => Err(format!("verify found {:?}", report.problems)),
+            Ok(report) => {
+                let fine = |problem: &Error| match problem {
+                    // A hint that could not be written, nor be removed.
+                    Error::Corrupt { path, .. } if self.may_fail && is_hint(path) => true,
+                    Error::Corrupt { path, .. } => self.is_damaged(path),
+                    _ => self.may_be_corrupt,
+                };
+                match report.problems.iter().find(|problem| !fine(problem)) {
+                    Some(problem) => Err(format!("verify found {problem:?}")),
+                    None => Ok(()),
+                }
+            }
             Err(error) => self.judge(&error),
         }
     }
@@ -417,7 +438,6 @@ impl Scene {
     }
 }
 
-fn is_of_hint(problem: &Error) -> bool {
-    let ends = |path: &Path| path.extension().is_some_and(|kind| kind == "hint");
-    matches!(problem, Error::Corrupt { path, .. } if ends(path))
+fn is_hint(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "hint")
 }

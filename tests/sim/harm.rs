@@ -53,7 +53,7 @@ impl Seed {
             let world = &mut *self.world.borrow_mut();
             (world.disk, world.order) = (disk, order);
             world.wounds.clear();
-            world.dropped = false;
+            world.dropped.clear();
         }
         self.model.replace(model);
         self.copied.take();

@@ -353,9 +353,9 @@ impl Model {
         (value, key.judge(started, OPEN, None, clock).is_ok())
     }
 
-    /// The power was cut: what nothing made durable may be gone.
-    pub fn cut(&mut self) {
-        for key in &mut self.keys {
+    /// The power was cut, for those partitions: what nothing made durable may be gone.
+    pub fn cut(&mut self, of: impl Fn(usize) -> bool) {
+        for key in self.keys.iter_mut().filter(|key| of(key.partition)) {
             let durable = self.durable.get(key.partition).copied().unwrap_or(0);
             for write in key.writes.iter_mut().filter(|write| write.end != OPEN) {
                 write.loose |= !write.sync && write.end >= durable;

@@ -27,7 +27,7 @@ pub fn is_segment(path: &str) -> bool {
 }
 
 /// The partition of the store that a file is in.
-fn partition_of_path(path: &str) -> Option<usize> {
+pub fn partition_of_path(path: &str) -> Option<usize> {
     let (partition, _) = path.strip_prefix(DIR)?.strip_prefix("/p")?.split_once('/')?;
     partition.parse().ok()
 }
@@ -335,11 +335,11 @@ impl World {
         let open = self.file(fd, false)?;
         let failed = self.fail_at_random(Fault::SyncError);
         if failed.is_err() {
-            self.dropped = true;
-            if let (Some(partition), Node::File(content)) =
-                (open.partition, self.disk.node(open.ino))
-            {
-                self.order.note_failed_sync(partition, open.ino, content);
+            if let Node::File(content) = self.disk.node(open.ino) {
+                self.dropped.insert(open.partition);
+                if let Some(partition) = open.partition {
+                    self.order.note_failed_sync(partition, open.ino, content);
+                }
             }
             let mut rng = self.rng.fork();
             self.disk.sync(open.ino, by, Some(&mut rng))?;

@@ -12,7 +12,7 @@ use super::rng::Rng;
 use super::wounds::Wound;
 use ringlog::rt::driver::Request;
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::task::Waker;
@@ -74,8 +74,9 @@ pub struct World {
     pub brief: bool,
     /// fdatasync lies: for the canary.
     pub lies: bool,
-    /// A sync has failed in this life, and what it covered may be gone.
-    pub dropped: bool,
+    /// A sync of a file has failed in this life, and what it covered may be gone: of which
+    /// partition's segments, or of what is none.
+    pub dropped: BTreeSet<Option<usize>>,
     /// Performed writes of any kind, to files or names.
     pub mutations: u64,
     /// Segments that were opened in vain: their files were gone.
@@ -129,7 +130,7 @@ impl World {
             crash: None,
             brief: false,
             lies: false,
-            dropped: false,
+            dropped: BTreeSet::new(),
             mutations: 0,
             missed: 0,
             files: BTreeMap::new(),
@@ -179,6 +180,11 @@ impl World {
         println!("{:>10} {what} -> {result}", self.now / 1000);
     }
 
+    /// Whether a failed sync may have dropped what that partition had.
+    pub fn has_dropped(&self, partition: Option<usize>) -> bool {
+        partition.is_some() && self.dropped.contains(&partition)
+    }
+
     /// The wall clock, in milliseconds since 1970.
     pub fn wall_millis(&self) -> u64 {
         u64::try_from(self.wall.max(0)).unwrap() + self.now / 1_000_000
@@ -193,7 +199,7 @@ impl World {
         self.files.clear();
         self.in_flight.clear();
         self.ended = None;
-        self.dropped = false;
+        self.dropped.clear();
         self.brief = false;
         self.waker = None;
         self.steps = 0;
