@@ -2,8 +2,8 @@
 
 use super::copies::Copied;
 use super::faults::Fault;
+use super::life::DIR;
 use super::model::{Clock, Model, Shown, Write, is_value, value};
-use super::perform::partition_of_path;
 use super::rng::Rng;
 use super::world::World;
 use ringlog::{Bytes, Durability, Error, PutOptions, Reply, Store, rt};
@@ -72,14 +72,17 @@ impl Scene {
 
     /// Whether damage to that file may be answered: a failed sync may have dropped what it had.
     fn is_damaged(&self, path: &Path) -> bool {
-        let partition = path.to_str().and_then(partition_of_path);
-        self.may_be_corrupt || self.world.borrow().has_dropped(partition)
+        // A backup's files lie as those that they are copies of, and may be hurt by themselves.
+        let dropped = &self.world.borrow().dropped;
+        let partition = partition_of_file(path);
+        let copied = !path.starts_with(DIR) && dropped.contains(&None);
+        self.may_be_corrupt || copied || (partition.is_some() && dropped.contains(&partition))
     }
 
     /// Whether a key may be in what is damaged.
     pub fn may_be_damaged(&self, key: usize) -> bool {
         let partition = Some(self.model().partition(key));
-        self.may_be_corrupt || self.world.borrow().has_dropped(partition)
+        self.may_be_corrupt || self.world.borrow().dropped.contains(&partition)
     }
 
     /// An error that was answered: may it be?
@@ -436,6 +439,11 @@ impl Scene {
         }
         Ok(())
     }
+}
+
+/// The partition that a file is in, of the store or of a copy.
+fn partition_of_file(path: &Path) -> Option<usize> {
+    path.parent()?.file_name()?.to_str()?.strip_prefix('p')?.parse().ok()
 }
 
 fn is_hint(path: &Path) -> bool {

@@ -27,7 +27,7 @@ pub fn is_segment(path: &str) -> bool {
 }
 
 /// The partition of the store that a file is in.
-pub fn partition_of_path(path: &str) -> Option<usize> {
+fn partition_of_path(path: &str) -> Option<usize> {
     let (partition, _) = path.strip_prefix(DIR)?.strip_prefix("/p")?.split_once('/')?;
     partition.parse().ok()
 }

@@ -180,11 +180,6 @@ impl World {
         println!("{:>10} {what} -> {result}", self.now / 1000);
     }
 
-    /// Whether a failed sync may have dropped what that partition had.
-    pub fn has_dropped(&self, partition: Option<usize>) -> bool {
-        partition.is_some() && self.dropped.contains(&partition)
-    }
-
     /// The wall clock, in milliseconds since 1970.
     pub fn wall_millis(&self) -> u64 {
         u64::try_from(self.wall.max(0)).unwrap() + self.now / 1_000_000
