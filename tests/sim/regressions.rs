@@ -216,3 +216,35 @@ fn a_backup_sleeps_while_a_group_is_written() {
     }
     assert!(longest > 1_000, "no write was late");
 }
+
+/// A read that the device refuses is told to who asked, and changes nothing: others go on, and the
+/// store is not poisoned.
+#[test]
+fn a_read_that_fails_is_that_read_s_matter_only() {
+    for direct in DIRECT {
+        let mut seed = seed(1, direct);
+        live(&mut seed, None, KILL, true, async |scene| {
+            let names: Vec<_> =
+                scene.model.borrow().keys.iter().take(3).map(|key| key.name.clone()).collect();
+            for key in 0..3 {
+                put(&scene, key, 100, Durability::Sync).await?;
+            }
+            strike(&scene, Fault::ReadError, 1);
+            for name in &names {
+                let entry = scene.store.get_entry(name).await;
+                assert!(matches!(entry, Err(Error::Io { .. })), "{direct:?}: {entry:?}");
+            }
+            let values = scene.store.get_many(&names).await;
+            assert!(matches!(values, Err(Error::Io { .. })), "{direct:?}: {values:?}");
+            strike(&scene, Fault::ReadError, 0);
+            for key in 0..3 {
+                assert!(has(&scene, key).await, "{direct:?}: key {key}");
+            }
+            put(&scene, 3, 100, Durability::Sync).await?;
+            assert!(has(&scene, 3).await, "{direct:?}: a put was refused");
+            assert!(scene.store.sync().await.is_ok(), "{direct:?}");
+            scene.scan().await
+        });
+        look(&mut seed);
+    }
+}
