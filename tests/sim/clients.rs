@@ -89,10 +89,25 @@ impl Scene {
     pub fn judge(&self, error: &Error) -> Checked {
         let fine = match error {
             Error::Corrupt { path, .. } => self.is_damaged(path),
-            Error::Io { .. } | Error::Full { .. } | Error::Poisoned { .. } => self.may_fail,
+            Error::Io { .. } | Error::Poisoned { .. } => self.has_struck(),
+            // Room that is known to be short is not asked for.
+            Error::Full { .. } => self.may_fail,
             _ => false,
         };
         if fine { Ok(()) } else { Err(format!("an answer without a reason: {error:?}")) }
+    }
+
+    /// The same of a read, which goes on where writes fail.
+    fn judge_read(&self, error: &Error) -> Checked {
+        match error {
+            Error::Full { .. } | Error::Poisoned { .. } => Err(format!("a read says {error:?}")),
+            _ => self.judge(error),
+        }
+    }
+
+    /// Whether a fault has struck in this life that errors may follow from.
+    fn has_struck(&self) -> bool {
+        self.may_fail && self.world.borrow().errors > 0
     }
 
     /// What became of a write that failed.
@@ -150,7 +165,7 @@ impl Scene {
         match self.store.get_entry(&name).await {
             Ok(None) => Ok(Some(None)),
             Ok(Some(e)) => self.shown(key, &e.value, e.version).map(|shown| Some(Some(shown))),
-            Err(error) => self.judge(&error).map(|()| None),
+            Err(error) => self.judge_read(&error).map(|()| None),
         }
     }
 
@@ -163,7 +178,7 @@ impl Scene {
         let shown = match answer {
             Ok(None) => None,
             Ok(Some(entry)) => Some(self.shown(key, &entry.value, entry.version)?),
-            Err(error) => return self.judge(&error),
+            Err(error) => return self.judge_read(&error),
         };
         let clock = self.clock(since);
         self.model().read(key, started, shown, clock)
@@ -315,7 +330,7 @@ impl Scene {
         while let Some(entry) = scan.next().await {
             match entry {
                 Ok(entry) => shown.push(entry),
-                Err(error) => return self.judge(&error),
+                Err(error) => return self.judge_read(&error),
             }
         }
         let clock = self.clock(since);
@@ -387,7 +402,7 @@ impl Scene {
             Ok(report) => {
                 let fine = |problem: &Error| match problem {
                     // A hint that could not be written, nor be removed.
-                    Error::Corrupt { path, .. } if self.may_fail && is_hint(path) => true,
+                    Error::Corrupt { path, .. } if self.has_struck() && is_hint(path) => true,
                     Error::Corrupt { path, .. } => self.is_damaged(path),
                     _ => self.may_be_corrupt,
                 };
@@ -396,7 +411,7 @@ impl Scene {
                     None => Ok(()),
                 }
             }
-            Err(error) => self.judge(&error),
+            Err(error) => self.judge_read(&error),
         }
     }
 
@@ -406,7 +421,7 @@ impl Scene {
         let names: Vec<_> = self.model().keys.iter().map(|key| key.name.clone()).collect();
         let values = match self.store.get_many(&names).await {
             Ok(values) => values,
-            Err(error) => return self.judge(&error),
+            Err(error) => return self.judge_read(&error),
         };
         self.operations.set(self.operations.get() + names.len() as u64);
         let clock = self.clock(since);

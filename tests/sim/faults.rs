@@ -116,6 +116,11 @@ impl Faults {
         self.struck[kind as usize] += 1;
     }
 
+    /// Whether an error may follow from one.
+    pub fn is_harmless(kind: Fault) -> bool {
+        HARMLESS.contains(&kind)
+    }
+
     /// Whether errors may follow from what is turned on.
     pub fn may_fail(&self) -> bool {
         KINDS.iter().any(|kind| self.rates[*kind as usize] > 0 && !HARMLESS.contains(kind))

@@ -300,7 +300,8 @@ impl Seed {
                         before.check_bytes(&error, &world.borrow())?;
                     }
                     untouched.replace(before);
-                    return refused(error, plan.may_fail);
+                    let may_fail = plan.may_fail && world.borrow().errors > 0;
+                    return refused(error, may_fail);
                 }
             };
             summary.borrow_mut().opened += 1;

@@ -2,7 +2,7 @@
 
 use super::branches::Deed;
 use super::disk::{Errno, Ino, Node};
-use super::faults::Fault;
+use super::faults::{Fault, Faults};
 use super::life::DIR;
 use super::order::records;
 use super::world::{Direct, Job, Open, World};
@@ -68,7 +68,9 @@ impl World {
     }
 
     fn strikes(&mut self, fault: Fault) -> bool {
-        self.faults.strikes(fault, &mut self.rng)
+        let strikes = self.faults.strikes(fault, &mut self.rng);
+        self.errors += u64::from(strikes && !Faults::is_harmless(fault));
+        strikes
     }
 
     fn fail_at_random(&mut self, fault: Fault) -> Result<(), Errno> {
@@ -111,6 +113,7 @@ impl World {
         let full = self.disk.capacity != u64::MAX && self.disk.used() + grows > self.disk.capacity;
         if full {
             self.faults.note(Fault::NoSpace);
+            self.errors += 1;
         }
         if full || self.strikes(Fault::NoSpace) { Err(libc::ENOSPC) } else { Ok(()) }
     }

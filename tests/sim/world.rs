@@ -77,6 +77,8 @@ pub struct World {
     /// A sync of a file has failed in this life, and what it covered may be gone: of which
     /// partition's segments, or of what is none.
     pub dropped: BTreeSet<Option<usize>>,
+    /// Faults that an error may follow from, in this life.
+    pub errors: u64,
     /// Performed writes of any kind, to files or names.
     pub mutations: u64,
     /// Segments that were opened in vain: their files were gone.
@@ -131,6 +133,7 @@ impl World {
             brief: false,
             lies: false,
             dropped: BTreeSet::new(),
+            errors: 0,
             mutations: 0,
             missed: 0,
             files: BTreeMap::new(),
@@ -195,6 +198,7 @@ impl World {
         self.in_flight.clear();
         self.ended = None;
         self.dropped.clear();
+        self.errors = 0;
         self.brief = false;
         self.waker = None;
         self.steps = 0;
