@@ -172,12 +172,20 @@ impl Scene {
     pub async fn read(&self, rng: &mut Rng, key: usize) -> Checked {
         let (started, since) = (self.model().tick(), self.since());
         let name = self.model().keys[key].name.clone();
-        let Some(answer) = self.answer(rng, self.store.get_entry(&name)).await else {
+        // The cache, which has no versions, is asked by the one, and not by the other.
+        let answer = if rng.one_in(2) {
+            let answer = self.answer(rng, self.store.get(&name)).await;
+            answer.map(|got| got.map(|value| value.map(|value| (value, 0))))
+        } else {
+            let answer = self.answer(rng, self.store.get_entry(&name)).await;
+            answer.map(|got| got.map(|entry| entry.map(|entry| (entry.value, entry.version))))
+        };
+        let Some(answer) = answer else {
             return Ok(());
         };
         let shown = match answer {
             Ok(None) => None,
-            Ok(Some(entry)) => Some(self.shown(key, &entry.value, entry.version)?),
+            Ok(Some((value, version))) => Some(self.shown(key, &value, version)?),
             Err(error) => return self.judge_read(&error),
         };
         let clock = self.clock(since);
