@@ -330,7 +330,7 @@ impl Scene {
         }
     }
 
-    /// All that a scan shows was there, and what is certain it shows once.
+    /// All that a scan shows was there, nothing twice, and what is certain it shows.
     pub async fn scan(&self) -> Checked {
         let (started, since) = (self.model().tick(), self.since());
         let mut scan = self.store.scan();
@@ -348,6 +348,10 @@ impl Scene {
             let name = &model.keys[key].name;
             let entries: Vec<_> = shown.iter().filter(|entry| entry.key == name).collect();
             drop(model);
+            if entries.len() > 1 {
+                let key = &self.model().keys[key];
+                return Err(format!("a scan shows {} entries of {key:?}", entries.len()));
+            }
             let quiet = |w: &Write| w.failed || w.end < started;
             let quiet = self.model().keys[key].writes.iter().all(quiet);
             let certain = self.model().certain(key, clock);
