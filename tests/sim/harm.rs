@@ -319,28 +319,31 @@ async fn check_harmed(scene: &Scene, beyond: bool) -> Result<bool, String> {
     Ok(damaged)
 }
 
-/// What a salvage keeps was written, what is gone it reports, and what it leaves is sound.
+/// What a salvage keeps was written, what is gone it reports, in the partition that it is gone from,
+/// and what it leaves is sound.
 async fn check_salvaged(scene: &Scene, unsure: bool, kept: &Kept) -> Result<Branch, String> {
     let report = scene.store.open_report();
-    let damage = report.partitions.iter().flat_map(|partition| &partition.damage).count();
+    let damage: Vec<_> = report.partitions.iter().map(|p| p.damage.len()).collect();
     for copy in report.partitions.iter().flat_map(|partition| &partition.quarantined) {
         let there = scene.world.borrow().disk.find(copy.to_str().unwrap());
         there.map_err(|_| format!("{} is not there", copy.display()))?;
     }
-    let mut gone = None;
+    let mut gone = false;
     for (key, (shown, clock)) in scene.show_all().await?.into_iter().enumerate() {
         if !scene.model.borrow().agrees(key, shown, clock) {
-            gone = Some(format!("key {key} shows {shown:?}"));
+            if damage[scene.model.borrow().partition(key)] == 0 && !unsure {
+                return Err(format!("salvaged without damage, but key {key} shows {shown:?}"));
+            }
+            gone = true;
         }
         kept.borrow_mut().push(shown.map(|shown| shown.op));
     }
     scene.verify().await?;
     let ops = kept.borrow().clone();
     check_scan(scene, &ops).await?;
-    match gone {
-        Some(gone) if damage == 0 && !unsure => Err(format!("salvaged without damage, but {gone}")),
-        Some(_) if damage > 0 => Ok(Branch::Gone),
-        _ if damage > 0 => Ok(Branch::Salvaged),
-        _ => Ok(Branch::SalvageSound),
-    }
+    Ok(match damage.iter().sum::<usize>() {
+        0 => Branch::SalvageSound,
+        _ if gone => Branch::Gone,
+        _ => Branch::Salvaged,
+    })
 }
