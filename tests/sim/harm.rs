@@ -184,9 +184,12 @@ impl Seed {
         let may_be_corrupt = harm.removed.is_none();
         let way = Way { dir: DIR, salvage: false, model, may_be_corrupt, end_at: None };
         let damaged = Rc::new(Cell::new(false));
-        let (found, beyond) = (Rc::clone(&damaged), harm.beyond);
+        let (found, beyond, trifle) = (Rc::clone(&damaged), harm.beyond, harm.trifle);
         let outcome = self.beside(way, move |scene| async move {
             found.set(check_harmed(&scene, beyond).await?);
+            if found.get() && trifle {
+                return Err("a key cannot be read, and only caches are harmed".to_owned());
+            }
             Ok(())
         });
         match outcome? {
