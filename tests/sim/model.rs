@@ -395,7 +395,8 @@ impl Model {
 
     /// A partition that could not write may have said that something had expired, and not kept it.
     pub fn doubt_expiries(&mut self) {
-        for write in self.keys.iter_mut().flat_map(|key| &mut key.writes) {
+        let keys = self.keys.iter_mut().filter(|key| key.expires);
+        for write in keys.flat_map(|key| &mut key.writes) {
             write.loose |= write.op == 0;
         }
     }
@@ -412,7 +413,7 @@ impl Model {
         let judged = self.keys[key].judge(now, now, shown, clock);
         let index = judged.map_err(|why| self.explain(key, shown, clock, &why))?;
         let partition = self.partition(key);
-        if doubt && index.is_none() {
+        if doubt && index.is_none() && self.keys[key].expires {
             self.keys[key].writes.push(none(now, now, false));
             return Ok(());
         }
