@@ -257,8 +257,13 @@ impl Scene {
             let op = model.try_write(key, Some(len), durability == Durability::Sync, expiry);
             (model.keys[key].name.clone(), op)
         };
+        let since = self.since();
         let reply = self.store.put_with(&name, value(op, len), options);
-        match self.answer(rng, reply).await {
+        let answer = self.answer(rng, reply).await;
+        if let Some(Ok(done)) = &answer {
+            self.check_condition(key, op, condition, done.is_some(), self.clock(since))?;
+        }
+        match answer {
             None => Ok(()),
             Some(Ok(Some(version))) => {
                 self.check_put(op, durability)?;
@@ -275,6 +280,30 @@ impl Scene {
         }
     }
 
+    /// A condition held, or did not: can that be?
+    fn check_condition(
+        &self,
+        key: usize,
+        op: u64,
+        condition: Condition,
+        held: bool,
+        clock: Clock,
+    ) -> Checked {
+        let mut model = self.model();
+        let (value, nothing) = model.possible_before(key, op, clock);
+        let (held_so, failed_so) = match condition {
+            Condition::Always => return Ok(()),
+            Condition::Absent => (nothing, value),
+            Condition::Present => (value, nothing),
+            Condition::Version(from, _) => model.can_have_found(key, op, from, clock),
+        };
+        if if held { held_so } else { failed_so } {
+            return Ok(());
+        }
+        let held = if held { "held" } else { "did not hold" };
+        Err(format!("{op}: {condition:?} {held}: {:?}", model.keys[key]))
+    }
+
     async fn update(&self, rng: &mut Rng, key: usize) -> Checked {
         let len = self.len(rng);
         let (name, op) = {
@@ -282,19 +311,28 @@ impl Scene {
             let op = model.try_write(key, Some(len), self.durability == Durability::Sync, 0);
             (model.keys[key].name.clone(), op)
         };
-        let old = Arc::new(Mutex::new(None));
+        let (old, since) = (Arc::new(Mutex::new(None)), self.since());
         let saw = Arc::clone(&old);
         let reply = self.store.update(&name, move |old| {
-            *saw.lock().unwrap() = old.map(|old| u64::from_le_bytes(old[..8].try_into().unwrap()));
+            let was = old.map(|old| u64::from_le_bytes(old[..8].try_into().unwrap()));
+            *saw.lock().unwrap() = Some(was);
             Some(value(op, len))
         });
         match self.answer(rng, reply).await {
             None => Ok(()),
             Some(Ok(_)) => {
                 self.check_put(op, self.durability)?;
-                let mut model = self.model();
-                model.acknowledge(key, op, 0)?;
+                let (clock, mut model) = (self.clock(since), self.model());
                 let from = old.lock().unwrap().take();
+                let from = from.ok_or_else(|| format!("update {op} was made of nothing"))?;
+                let fine = match from {
+                    Some(from) => model.can_have_found(key, op, from, clock).0,
+                    None => model.possible_before(key, op, clock).1,
+                };
+                if !fine {
+                    return Err(format!("update {op} found {from:?}: {:?}", model.keys[key]));
+                }
+                model.acknowledge(key, op, 0)?;
                 from.map_or(Ok(()), |from| model.derive(key, from, op))
             }
             Some(Err(error)) => self.write_failed(key, op, &error),
@@ -314,16 +352,15 @@ impl Scene {
             None => Ok(()),
             Some(Ok(was)) => {
                 let mut model = self.model();
-                model.refuse(key, op); // to see what else was possible
-                let (value, nothing) = model.possible(key, op, clock);
+                let (value, nothing) = model.possible_before(key, op, clock);
                 if (was && !value) || (!was && !nothing) {
                     return Err(format!("a delete of key {key} says {was}: {:?}", model.keys[key]));
                 }
                 if was {
                     self.check_delete(model.partition(key), &name, op)?;
-                    model.write(key, op).failed = false;
                     return model.acknowledge(key, op, 0);
                 }
+                model.refuse(key, op);
                 Ok(())
             }
             Some(Err(error)) => self.write_failed(key, op, &error),

@@ -353,6 +353,32 @@ impl Model {
         (value, key.judge(started, OPEN, None, clock).is_ok())
     }
 
+    /// The same for a write that looked at what was there before it.
+    pub fn possible_before(&mut self, key: usize, op: u64, clock: Clock) -> (bool, bool) {
+        self.without(key, op, |model| model.possible(key, op, clock))
+    }
+
+    /// Whether a write can have found that one, and whether it can have found something else.
+    pub fn can_have_found(&mut self, key: usize, op: u64, from: u64, clock: Clock) -> (bool, bool) {
+        self.without(key, op, |model| {
+            let there = &model.keys[key];
+            let shown = Shown { op: from, version: 0 };
+            let found = there.judge(op, OPEN, Some(shown), clock).is_ok();
+            let is_other = |i: usize| {
+                let w = &there.writes[i];
+                w.op != from || (w.expiry > 0 && w.expiry <= clock.to)
+            };
+            (found, there.candidates(op, OPEN).any(is_other))
+        })
+    }
+
+    fn without<T>(&mut self, key: usize, op: u64, look: impl FnOnce(&Self) -> T) -> T {
+        let failed = std::mem::replace(&mut self.write(key, op).failed, true);
+        let seen = look(self);
+        self.write(key, op).failed = failed;
+        seen
+    }
+
     /// The power was cut, for those partitions: what nothing made durable may be gone.
     pub fn cut(&mut self, of: impl Fn(usize) -> bool) {
         for key in self.keys.iter_mut().filter(|key| of(key.partition)) {
