@@ -49,9 +49,16 @@ impl World {
     pub fn perform_blindly(&mut self, job: &Job) {
         match job.request {
             // It was not done, so it is not durable: a crash may tear it.
-            Request::Write { fd, buf, len, offset, .. } => {
+            Request::Write { fd, buf, len, offset, .. } if !self.rng.one_in(4) => {
                 let request = Request::Write { fd, buf, len, offset, flags: 0 };
                 self.perform(&Job { request, ..*job });
+            }
+            // And it may have been stopped on its way.
+            Request::Write { fd, buf, len, offset, .. } => {
+                // SAFETY: the executor keeps the memory until the completion.
+                let bytes = unsafe { std::slice::from_raw_parts(buf, len as usize) };
+                let result = self.write_part(fd, bytes, offset);
+                self.note_group(fd, bytes, offset, result);
             }
             Request::Allocate { .. }
             | Request::Truncate { .. }
@@ -297,6 +304,21 @@ impl World {
             self.see(dir, Deed::Write { first: false });
         }
         failed?;
+        Ok(count(len))
+    }
+
+    /// The first part of a write is done, and nothing more.
+    fn write_part(&mut self, fd: RawFd, bytes: &[u8], offset: u64) -> Result<i32, Errno> {
+        let open = self.file(fd, true)?;
+        let direct = self.check_direct(open, bytes.as_ptr().addr(), bytes.len() as u64, offset)?;
+        let len = self.rng.below(bytes.len() as u64 + 1);
+        let len = if direct { len / 512 * 512 } else { len };
+        self.has_room(open.ino, offset + len)?;
+        let (now, moment) = (self.tick(), self.moment.get());
+        self.wounds.retain_mut(|wound| !wound.heal(open.ino, offset, len));
+        let content = self.disk.file(open.ino)?;
+        content.written.push((offset, offset + len, moment));
+        content.write(offset, &bytes[..usize::try_from(len).unwrap()], now);
         Ok(count(len))
     }
 
