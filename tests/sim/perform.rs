@@ -162,6 +162,7 @@ impl World {
             }
             Request::Rename { from, to, .. } => {
                 self.change_name()?;
+                self.has_room_for_name()?;
                 let torn = self.disk.find(path_of(to)).is_ok();
                 self.disk.rename(path_of(from), path_of(to))?;
                 self.see_in(path_of(to), "log", Deed::Name { torn });
@@ -169,6 +170,7 @@ impl World {
             }
             Request::Link { from, to, .. } => {
                 self.change_name()?;
+                self.has_room_for_name()?;
                 self.disk.link(path_of(from), path_of(to)).map(|()| 0)
             }
             Request::Unlink { path, .. } => {
@@ -179,6 +181,7 @@ impl World {
             }
             Request::MakeDir { path, .. } => {
                 self.change_name()?;
+                self.has_room_for_name()?;
                 self.disk.make_dir(path_of(path)).map(|()| 0)
             }
             Request::Stat { fd, out } => self.stat(fd, out),
@@ -215,6 +218,19 @@ impl World {
     fn change_name(&mut self) -> Result<(), Errno> {
         self.mutations += 1;
         self.fail_at_random(Fault::NameError)
+    }
+
+    /// A new name may need room too: a block for its directory, or an inode. A disk that has no room
+    /// for a segment has none for these now and then.
+    fn has_room_for_name(&mut self) -> Result<(), Errno> {
+        let capacity = self.disk.capacity;
+        let full = capacity != u64::MAX && self.disk.used() + (64 << 10) > capacity;
+        if full && self.faults.on && self.rng.one_in(4) {
+            self.faults.note(Fault::NoSpace);
+            self.errors += 1;
+            return Err(libc::ENOSPC);
+        }
+        if self.strikes(Fault::NoSpace) { Err(libc::ENOSPC) } else { Ok(()) }
     }
 
     fn read(&mut self, fd: RawFd, buf: *mut u8, len: u64, offset: u64) -> Result<i32, Errno> {
@@ -384,6 +400,9 @@ impl World {
         self.fail_at_random(Fault::OpenError)?;
         if self.strikes(Fault::NoFiles) {
             return Err(libc::EMFILE);
+        }
+        if flags & libc::O_CREAT != 0 && self.disk.find(path).is_err() {
+            self.has_room_for_name()?;
         }
         let before = self.disk.now;
         let opened = self.disk.open(path, flags);
