@@ -322,8 +322,8 @@ async fn check_harmed(scene: &Scene, beyond: bool) -> Result<bool, String> {
     Ok(damaged)
 }
 
-/// What a salvage keeps was written, what is gone it reports, in the partition that it is gone from,
-/// and what it leaves is sound.
+/// What a salvage keeps was written, what is gone it reports, in the partition that it is gone
+/// from, and what it leaves is sound.
 async fn check_salvaged(scene: &Scene, unsure: bool, kept: &Kept) -> Result<Branch, String> {
     let report = scene.store.open_report();
     let damage: Vec<_> = report.partitions.iter().map(|p| p.damage.len()).collect();

@@ -220,8 +220,8 @@ impl World {
         self.fail_at_random(Fault::NameError)
     }
 
-    /// A new name may need room too: a block for its directory, or an inode. A disk that has no room
-    /// for a segment has none for these now and then.
+    /// A new name may need room too: a block for its directory, or an inode. A disk that has no
+    /// room for a segment has none for these now and then.
     fn has_room_for_name(&mut self) -> Result<(), Errno> {
         let capacity = self.disk.capacity;
         let full = capacity != u64::MAX && self.disk.used() + (64 << 10) > capacity;

@@ -249,8 +249,8 @@ fn a_read_that_fails_is_that_read_s_matter_only() {
     }
 }
 
-/// Each request of a life fails once, from the opening to the end: what had been acknowledged by then
-/// is there after a power cut.
+/// Each request of a life fails once, from the opening to the end: what had been acknowledged by
+/// then is there after a power cut.
 #[test]
 fn whichever_request_fails_what_was_acknowledged_is_kept() {
     let kinds =
