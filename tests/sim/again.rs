@@ -79,7 +79,7 @@ impl Untouched {
         let same = |(_, ino): (String, Ino)| {
             bytes_of(&before, ino, u64::MAX) == bytes_of(&after, ino, u64::MAX)
         };
-        let whole = world.dropped || before.files().into_iter().all(same);
+        let whole = !world.dropped.is_empty() || before.files().into_iter().all(same);
         if before.files() != after.files() || !whole {
             return Err(format!("an opening that failed has left other bytes: {error:?}"));
         }
@@ -93,7 +93,8 @@ impl Seed {
         let Some(Untouched { disk: before, .. }) = self.untouched.take() else { return Ok(()) };
         let (after, order, ended, dropped, now) = {
             let world = self.world.borrow();
-            (world.disk.clone(), world.order.clone(), world.ended, world.dropped, world.now)
+            let dropped = !world.dropped.is_empty();
+            (world.disk.clone(), world.order.clone(), world.ended, dropped, world.now)
         };
         // What was in a cache alone may be gone through no fault of an opening's.
         if !before.is_settled() && (dropped || ended != Some(End::Kill)) {

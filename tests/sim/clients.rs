@@ -2,6 +2,7 @@
 
 use super::copies::Copied;
 use super::faults::Fault;
+use super::life::DIR;
 use super::model::{Clock, Model, Shown, Write, is_value, value};
 use super::rng::Rng;
 use super::world::World;
@@ -69,14 +70,44 @@ impl Scene {
         self.world.borrow().wall_millis()
     }
 
+    /// Whether damage to that file may be answered: a failed sync may have dropped what it had.
+    fn is_damaged(&self, path: &Path) -> bool {
+        // A backup's files lie as those that they are copies of, and may be hurt by themselves.
+        let dropped = &self.world.borrow().dropped;
+        let partition = partition_of_file(path);
+        let copied = !path.starts_with(DIR) && dropped.contains(&None);
+        self.may_be_corrupt || copied || (partition.is_some() && dropped.contains(&partition))
+    }
+
+    /// Whether a key may be in what is damaged.
+    pub fn may_be_damaged(&self, key: usize) -> bool {
+        let partition = Some(self.model().partition(key));
+        self.may_be_corrupt || self.world.borrow().dropped.contains(&partition)
+    }
+
     /// An error that was answered: may it be?
     pub fn judge(&self, error: &Error) -> Checked {
         let fine = match error {
-            Error::Corrupt { .. } => self.may_be_corrupt || self.world.borrow().dropped,
-            Error::Io { .. } | Error::Full { .. } | Error::Poisoned { .. } => self.may_fail,
+            Error::Corrupt { path, .. } => self.is_damaged(path),
+            Error::Io { .. } | Error::Poisoned { .. } => self.has_struck(),
+            // Room that is known to be short is not asked for.
+            Error::Full { .. } => self.may_fail,
             _ => false,
         };
         if fine { Ok(()) } else { Err(format!("an answer without a reason: {error:?}")) }
+    }
+
+    /// The same of a read, which goes on where writes fail.
+    fn judge_read(&self, error: &Error) -> Checked {
+        match error {
+            Error::Full { .. } | Error::Poisoned { .. } => Err(format!("a read says {error:?}")),
+            _ => self.judge(error),
+        }
+    }
+
+    /// Whether a fault has struck in this life that errors may follow from.
+    fn has_struck(&self) -> bool {
+        self.may_fail && self.world.borrow().errors > 0
     }
 
     /// What became of a write that failed.
@@ -134,20 +165,28 @@ impl Scene {
         match self.store.get_entry(&name).await {
             Ok(None) => Ok(Some(None)),
             Ok(Some(e)) => self.shown(key, &e.value, e.version).map(|shown| Some(Some(shown))),
-            Err(error) => self.judge(&error).map(|()| None),
+            Err(error) => self.judge_read(&error).map(|()| None),
         }
     }
 
     pub async fn read(&self, rng: &mut Rng, key: usize) -> Checked {
         let (started, since) = (self.model().tick(), self.since());
         let name = self.model().keys[key].name.clone();
-        let Some(answer) = self.answer(rng, self.store.get_entry(&name)).await else {
+        // The cache, which has no versions, is asked by the one, and not by the other.
+        let answer = if rng.one_in(2) {
+            let answer = self.answer(rng, self.store.get(&name)).await;
+            answer.map(|got| got.map(|value| value.map(|value| (value, 0))))
+        } else {
+            let answer = self.answer(rng, self.store.get_entry(&name)).await;
+            answer.map(|got| got.map(|entry| entry.map(|entry| (entry.value, entry.version))))
+        };
+        let Some(answer) = answer else {
             return Ok(());
         };
         let shown = match answer {
             Ok(None) => None,
-            Ok(Some(entry)) => Some(self.shown(key, &entry.value, entry.version)?),
-            Err(error) => return self.judge(&error),
+            Ok(Some((value, version))) => Some(self.shown(key, &value, version)?),
+            Err(error) => return self.judge_read(&error),
         };
         let clock = self.clock(since);
         self.model().read(key, started, shown, clock)
@@ -218,8 +257,13 @@ impl Scene {
             let op = model.try_write(key, Some(len), durability == Durability::Sync, expiry);
             (model.keys[key].name.clone(), op)
         };
+        let since = self.since();
         let reply = self.store.put_with(&name, value(op, len), options);
-        match self.answer(rng, reply).await {
+        let answer = self.answer(rng, reply).await;
+        if let Some(Ok(done)) = &answer {
+            self.check_condition(key, op, condition, done.is_some(), self.clock(since))?;
+        }
+        match answer {
             None => Ok(()),
             Some(Ok(Some(version))) => {
                 self.check_put(op, durability)?;
@@ -236,6 +280,30 @@ impl Scene {
         }
     }
 
+    /// A condition held, or did not: can that be?
+    fn check_condition(
+        &self,
+        key: usize,
+        op: u64,
+        condition: Condition,
+        held: bool,
+        clock: Clock,
+    ) -> Checked {
+        let mut model = self.model();
+        let (value, nothing) = model.possible_before(key, op, clock);
+        let (held_so, failed_so) = match condition {
+            Condition::Always => return Ok(()),
+            Condition::Absent => (nothing, value),
+            Condition::Present => (value, nothing),
+            Condition::Version(from, _) => model.can_have_found(key, op, from, clock),
+        };
+        if if held { held_so } else { failed_so } {
+            return Ok(());
+        }
+        let held = if held { "held" } else { "did not hold" };
+        Err(format!("{op}: {condition:?} {held}: {:?}", model.keys[key]))
+    }
+
     async fn update(&self, rng: &mut Rng, key: usize) -> Checked {
         let len = self.len(rng);
         let (name, op) = {
@@ -243,19 +311,28 @@ impl Scene {
             let op = model.try_write(key, Some(len), self.durability == Durability::Sync, 0);
             (model.keys[key].name.clone(), op)
         };
-        let old = Arc::new(Mutex::new(None));
+        let (old, since) = (Arc::new(Mutex::new(None)), self.since());
         let saw = Arc::clone(&old);
         let reply = self.store.update(&name, move |old| {
-            *saw.lock().unwrap() = old.map(|old| u64::from_le_bytes(old[..8].try_into().unwrap()));
+            let was = old.map(|old| u64::from_le_bytes(old[..8].try_into().unwrap()));
+            *saw.lock().unwrap() = Some(was);
             Some(value(op, len))
         });
         match self.answer(rng, reply).await {
             None => Ok(()),
             Some(Ok(_)) => {
                 self.check_put(op, self.durability)?;
-                let mut model = self.model();
-                model.acknowledge(key, op, 0)?;
+                let (clock, mut model) = (self.clock(since), self.model());
                 let from = old.lock().unwrap().take();
+                let from = from.ok_or_else(|| format!("update {op} was made of nothing"))?;
+                let fine = match from {
+                    Some(from) => model.can_have_found(key, op, from, clock).0,
+                    None => model.possible_before(key, op, clock).1,
+                };
+                if !fine {
+                    return Err(format!("update {op} found {from:?}: {:?}", model.keys[key]));
+                }
+                model.acknowledge(key, op, 0)?;
                 from.map_or(Ok(()), |from| model.derive(key, from, op))
             }
             Some(Err(error)) => self.write_failed(key, op, &error),
@@ -275,23 +352,22 @@ impl Scene {
             None => Ok(()),
             Some(Ok(was)) => {
                 let mut model = self.model();
-                model.refuse(key, op); // to see what else was possible
-                let (value, nothing) = model.possible(key, op, clock);
+                let (value, nothing) = model.possible_before(key, op, clock);
                 if (was && !value) || (!was && !nothing) {
                     return Err(format!("a delete of key {key} says {was}: {:?}", model.keys[key]));
                 }
                 if was {
                     self.check_delete(model.partition(key), &name, op)?;
-                    model.write(key, op).failed = false;
                     return model.acknowledge(key, op, 0);
                 }
+                model.refuse(key, op);
                 Ok(())
             }
             Some(Err(error)) => self.write_failed(key, op, &error),
         }
     }
 
-    /// All that a scan shows was there, and what is certain it shows once.
+    /// All that a scan shows was there, nothing twice, and what is certain it shows.
     pub async fn scan(&self) -> Checked {
         let (started, since) = (self.model().tick(), self.since());
         let mut scan = self.store.scan();
@@ -299,7 +375,7 @@ impl Scene {
         while let Some(entry) = scan.next().await {
             match entry {
                 Ok(entry) => shown.push(entry),
-                Err(error) => return self.judge(&error),
+                Err(error) => return self.judge_read(&error),
             }
         }
         let clock = self.clock(since);
@@ -309,6 +385,10 @@ impl Scene {
             let name = &model.keys[key].name;
             let entries: Vec<_> = shown.iter().filter(|entry| entry.key == name).collect();
             drop(model);
+            if entries.len() > 1 {
+                let key = &self.model().keys[key];
+                return Err(format!("a scan shows {} entries of {key:?}", entries.len()));
+            }
             let quiet = |w: &Write| w.failed || w.end < started;
             let quiet = self.model().keys[key].writes.iter().all(quiet);
             let certain = self.model().certain(key, clock);
@@ -368,11 +448,19 @@ impl Scene {
     pub async fn verify(&self) -> Checked {
         match self.store.verify().await {
             Ok(report) if report.is_sound() => Ok(()),
-            Ok(_) if self.may_be_corrupt || self.world.borrow().dropped => Ok(()),
-            // A hint that could not be written, nor be removed.
-            Ok(report) if self.may_fail && report.problems.iter().all(is_of_hint) => Ok(()),
-            Ok(report) => Err(format!("verify found {:?}", report.problems)),
-            Err(error) => self.judge(&error),
+            Ok(report) => {
+                let fine = |problem: &Error| match problem {
+                    // A hint that could not be written, nor be removed.
+                    Error::Corrupt { path, .. } if self.has_struck() && is_hint(path) => true,
+                    Error::Corrupt { path, .. } => self.is_damaged(path),
+                    _ => self.may_be_corrupt,
+                };
+                match report.problems.iter().find(|problem| !fine(problem)) {
+                    Some(problem) => Err(format!("verify found {problem:?}")),
+                    None => Ok(()),
+                }
+            }
+            Err(error) => self.judge_read(&error),
         }
     }
 
@@ -382,7 +470,7 @@ impl Scene {
         let names: Vec<_> = self.model().keys.iter().map(|key| key.name.clone()).collect();
         let values = match self.store.get_many(&names).await {
             Ok(values) => values,
-            Err(error) => return self.judge(&error),
+            Err(error) => return self.judge_read(&error),
         };
         self.operations.set(self.operations.get() + names.len() as u64);
         let clock = self.clock(since);
@@ -417,7 +505,11 @@ impl Scene {
     }
 }
 
-fn is_of_hint(problem: &Error) -> bool {
-    let ends = |path: &Path| path.extension().is_some_and(|kind| kind == "hint");
-    matches!(problem, Error::Corrupt { path, .. } if ends(path))
+/// The partition that a file is in, of the store or of a copy.
+fn partition_of_file(path: &Path) -> Option<usize> {
+    path.parent()?.file_name()?.to_str()?.strip_prefix('p')?.parse().ok()
+}
+
+fn is_hint(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "hint")
 }

@@ -35,7 +35,11 @@ impl SimDriver {
 fn shape(request: &Request) -> u64 {
     match *request {
         Request::Read { len, offset, .. } => 1 ^ u64::from(len) << 8 ^ offset << 24,
-        Request::Write { len, offset, .. } => 2 ^ u64::from(len) << 8 ^ offset << 24,
+        Request::Write { buf, len, offset, .. } => {
+            // SAFETY: the executor keeps the memory until the completion, which is yet to come.
+            let bytes = unsafe { std::slice::from_raw_parts(buf, len as usize) };
+            2 ^ u64::from(len) << 8 ^ offset << 24 ^ u64::from(crc32fast::hash(bytes)) << 32
+        }
         Request::Fsync { .. } => 3,
         Request::Open { flags, .. } => 4 ^ u64::from(flags.unsigned_abs()) << 8,
         Request::Timeout { .. } => 5,

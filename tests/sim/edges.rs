@@ -195,7 +195,7 @@ fn a_sync_that_failed_is_not_made_good_by_another() {
             strike(&scene, Fault::SyncError, 1);
             let first = Rc::clone(&scene);
             let first = rt::spawn(async move { first.store.put("first", "value").await });
-            while !scene.world.borrow().dropped {
+            while scene.world.borrow().dropped.is_empty() {
                 rt::yield_now().await;
             }
             strike(&scene, Fault::SyncError, 0); // only that one has failed

@@ -56,6 +56,8 @@ pub struct Faults {
     pub on: bool,
     /// Strikes in every life.
     pub always: Option<(Fault, u64)>,
+    /// Strikes once, after so many times that it could have.
+    pub once: Option<(Fault, u64)>,
     /// One in so many; 0 for never.
     rates: [u64; NAMES.len()],
     pub struck: Counts,
@@ -63,7 +65,13 @@ pub struct Faults {
 
 impl Faults {
     pub fn none() -> Self {
-        Self { on: false, always: None, rates: [0; NAMES.len()], struck: [0; NAMES.len()] }
+        Self {
+            on: false,
+            always: None,
+            once: None,
+            rates: [0; NAMES.len()],
+            struck: [0; NAMES.len()],
+        }
     }
 
     /// One kind, and no other.
@@ -103,7 +111,11 @@ impl Faults {
 
     pub fn strikes(&mut self, kind: Fault, rng: &mut Rng) -> bool {
         let rate = self.rates[kind as usize];
-        let strikes = self.on && rate > 0 && rng.one_in(rate);
+        let mut strikes = self.on && rate > 0 && rng.one_in(rate);
+        if let Some((_, left)) = self.once.as_mut().filter(|(once, _)| self.on && *once == kind) {
+            strikes |= *left == 0;
+            self.once = left.checked_sub(1).map(|left| (kind, left));
+        }
         self.struck[kind as usize] += u64::from(strikes);
         if strikes && rate > 1 && LASTING.contains(&kind) && rng.one_in(8) {
             self.rates[kind as usize] = 1;
@@ -114,6 +126,11 @@ impl Faults {
 
     pub fn note(&mut self, kind: Fault) {
         self.struck[kind as usize] += 1;
+    }
+
+    /// Whether an error may follow from one.
+    pub fn is_harmless(kind: Fault) -> bool {
+        HARMLESS.contains(&kind)
     }
 
     /// Whether errors may follow from what is turned on.

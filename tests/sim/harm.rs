@@ -53,7 +53,7 @@ impl Seed {
             let world = &mut *self.world.borrow_mut();
             (world.disk, world.order) = (disk, order);
             world.wounds.clear();
-            world.dropped = false;
+            world.dropped.clear();
         }
         self.model.replace(model);
         self.copied.take();
@@ -184,9 +184,12 @@ impl Seed {
         let may_be_corrupt = harm.removed.is_none();
         let way = Way { dir: DIR, salvage: false, model, may_be_corrupt, end_at: None };
         let damaged = Rc::new(Cell::new(false));
-        let (found, beyond) = (Rc::clone(&damaged), harm.beyond);
+        let (found, beyond, trifle) = (Rc::clone(&damaged), harm.beyond, harm.trifle);
         let outcome = self.beside(way, move |scene| async move {
             found.set(check_harmed(&scene, beyond).await?);
+            if found.get() && trifle {
+                return Err("a key cannot be read, and only caches are harmed".to_owned());
+            }
             Ok(())
         });
         match outcome? {
@@ -319,28 +322,31 @@ async fn check_harmed(scene: &Scene, beyond: bool) -> Result<bool, String> {
     Ok(damaged)
 }
 
-/// What a salvage keeps was written, what is gone it reports, and what it leaves is sound.
+/// What a salvage keeps was written, what is gone it reports, in the partition that it is gone
+/// from, and what it leaves is sound.
 async fn check_salvaged(scene: &Scene, unsure: bool, kept: &Kept) -> Result<Branch, String> {
     let report = scene.store.open_report();
-    let damage = report.partitions.iter().flat_map(|partition| &partition.damage).count();
+    let damage: Vec<_> = report.partitions.iter().map(|p| p.damage.len()).collect();
     for copy in report.partitions.iter().flat_map(|partition| &partition.quarantined) {
         let there = scene.world.borrow().disk.find(copy.to_str().unwrap());
         there.map_err(|_| format!("{} is not there", copy.display()))?;
     }
-    let mut gone = None;
+    let mut gone = false;
     for (key, (shown, clock)) in scene.show_all().await?.into_iter().enumerate() {
         if !scene.model.borrow().agrees(key, shown, clock) {
-            gone = Some(format!("key {key} shows {shown:?}"));
+            if damage[scene.model.borrow().partition(key)] == 0 && !unsure {
+                return Err(format!("salvaged without damage, but key {key} shows {shown:?}"));
+            }
+            gone = true;
         }
         kept.borrow_mut().push(shown.map(|shown| shown.op));
     }
     scene.verify().await?;
     let ops = kept.borrow().clone();
     check_scan(scene, &ops).await?;
-    match gone {
-        Some(gone) if damage == 0 && !unsure => Err(format!("salvaged without damage, but {gone}")),
-        Some(_) if damage > 0 => Ok(Branch::Gone),
-        _ if damage > 0 => Ok(Branch::Salvaged),
-        _ => Ok(Branch::SalvageSound),
-    }
+    Ok(match damage.iter().sum::<usize>() {
+        0 => Branch::SalvageSound,
+        _ if gone => Branch::Gone,
+        _ => Branch::Salvaged,
+    })
 }

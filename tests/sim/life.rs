@@ -221,17 +221,18 @@ impl Seed {
         if let Some(why) = self.world.borrow_mut().order.broken.take() {
             return Err(why);
         }
-        let (ended, dropped) = (self.world.borrow().ended, self.world.borrow().dropped);
+        let (ended, dropped) = {
+            let world = &mut *self.world.borrow_mut();
+            (world.ended, world.dropped.clone())
+        };
         if plan.may_fail {
             self.model.borrow_mut().doubt_expiries();
         }
-        if dropped {
-            self.model.borrow_mut().cut();
-        }
+        self.model.borrow_mut().cut(|partition| dropped.contains(&Some(partition)));
         match ended {
             Some(End::Stuck) => Err(format!("it hangs, at step {}", self.world.borrow().steps)),
             Some(End::PowerCut) => {
-                self.model.borrow_mut().cut();
+                self.model.borrow_mut().cut(|_| true);
                 Ok(())
             }
             _ => Ok(()),
@@ -299,7 +300,8 @@ impl Seed {
                         before.check_bytes(&error, &world.borrow())?;
                     }
                     untouched.replace(before);
-                    return refused(error, plan.may_fail);
+                    let may_fail = plan.may_fail && world.borrow().errors > 0;
+                    return refused(error, may_fail);
                 }
             };
             summary.borrow_mut().opened += 1;
@@ -464,7 +466,7 @@ async fn check_opened(scene: &Rc<Scene>) -> Checked {
         match shown {
             Some(shown) => scene.model.borrow_mut().fix(key, shown, clock, scene.may_fail)?,
             // A failed sync may already have dropped what a merge had copied: the next opening has it.
-            None if scene.may_be_corrupt || scene.world.borrow().dropped => {}
+            None if scene.may_be_damaged(key) => {}
             None => return Err(format!("key {key} cannot be read, without a fault")),
         }
         all.extend(shown.map(|shown| (key, shown)));

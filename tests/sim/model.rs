@@ -353,9 +353,35 @@ impl Model {
         (value, key.judge(started, OPEN, None, clock).is_ok())
     }
 
-    /// The power was cut: what nothing made durable may be gone.
-    pub fn cut(&mut self) {
-        for key in &mut self.keys {
+    /// The same for a write that looked at what was there before it.
+    pub fn possible_before(&mut self, key: usize, op: u64, clock: Clock) -> (bool, bool) {
+        self.without(key, op, |model| model.possible(key, op, clock))
+    }
+
+    /// Whether a write can have found that one, and whether it can have found something else.
+    pub fn can_have_found(&mut self, key: usize, op: u64, from: u64, clock: Clock) -> (bool, bool) {
+        self.without(key, op, |model| {
+            let there = &model.keys[key];
+            let shown = Shown { op: from, version: 0 };
+            let found = there.judge(op, OPEN, Some(shown), clock).is_ok();
+            let is_other = |i: usize| {
+                let w = &there.writes[i];
+                w.op != from || (w.expiry > 0 && w.expiry <= clock.to)
+            };
+            (found, there.candidates(op, OPEN).any(is_other))
+        })
+    }
+
+    fn without<T>(&mut self, key: usize, op: u64, look: impl FnOnce(&Self) -> T) -> T {
+        let failed = std::mem::replace(&mut self.write(key, op).failed, true);
+        let seen = look(self);
+        self.write(key, op).failed = failed;
+        seen
+    }
+
+    /// The power was cut, for those partitions: what nothing made durable may be gone.
+    pub fn cut(&mut self, of: impl Fn(usize) -> bool) {
+        for key in self.keys.iter_mut().filter(|key| of(key.partition)) {
             let durable = self.durable.get(key.partition).copied().unwrap_or(0);
             for write in key.writes.iter_mut().filter(|write| write.end != OPEN) {
                 write.loose |= !write.sync && write.end >= durable;
@@ -395,7 +421,8 @@ impl Model {
 
     /// A partition that could not write may have said that something had expired, and not kept it.
     pub fn doubt_expiries(&mut self) {
-        for write in self.keys.iter_mut().flat_map(|key| &mut key.writes) {
+        let keys = self.keys.iter_mut().filter(|key| key.expires);
+        for write in keys.flat_map(|key| &mut key.writes) {
             write.loose |= write.op == 0;
         }
     }
@@ -412,7 +439,7 @@ impl Model {
         let judged = self.keys[key].judge(now, now, shown, clock);
         let index = judged.map_err(|why| self.explain(key, shown, clock, &why))?;
         let partition = self.partition(key);
-        if doubt && index.is_none() {
+        if doubt && index.is_none() && self.keys[key].expires {
             self.keys[key].writes.push(none(now, now, false));
             return Ok(());
         }

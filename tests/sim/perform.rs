@@ -2,7 +2,7 @@
 
 use super::branches::Deed;
 use super::disk::{Errno, Ino, Node};
-use super::faults::Fault;
+use super::faults::{Fault, Faults};
 use super::life::DIR;
 use super::order::records;
 use super::world::{Direct, Job, Open, World};
@@ -49,9 +49,16 @@ impl World {
     pub fn perform_blindly(&mut self, job: &Job) {
         match job.request {
             // It was not done, so it is not durable: a crash may tear it.
-            Request::Write { fd, buf, len, offset, .. } => {
+            Request::Write { fd, buf, len, offset, .. } if !self.rng.one_in(4) => {
                 let request = Request::Write { fd, buf, len, offset, flags: 0 };
                 self.perform(&Job { request, ..*job });
+            }
+            // And it may have been stopped on its way.
+            Request::Write { fd, buf, len, offset, .. } => {
+                // SAFETY: the executor keeps the memory until the completion.
+                let bytes = unsafe { std::slice::from_raw_parts(buf, len as usize) };
+                let result = self.write_part(fd, bytes, offset);
+                self.note_group(fd, bytes, offset, result);
             }
             Request::Allocate { .. }
             | Request::Truncate { .. }
@@ -68,7 +75,9 @@ impl World {
     }
 
     fn strikes(&mut self, fault: Fault) -> bool {
-        self.faults.strikes(fault, &mut self.rng)
+        let strikes = self.faults.strikes(fault, &mut self.rng);
+        self.errors += u64::from(strikes && !Faults::is_harmless(fault));
+        strikes
     }
 
     fn fail_at_random(&mut self, fault: Fault) -> Result<(), Errno> {
@@ -111,6 +120,7 @@ impl World {
         let full = self.disk.capacity != u64::MAX && self.disk.used() + grows > self.disk.capacity;
         if full {
             self.faults.note(Fault::NoSpace);
+            self.errors += 1;
         }
         if full || self.strikes(Fault::NoSpace) { Err(libc::ENOSPC) } else { Ok(()) }
     }
@@ -152,6 +162,7 @@ impl World {
             }
             Request::Rename { from, to, .. } => {
                 self.change_name()?;
+                self.has_room_for_name()?;
                 let torn = self.disk.find(path_of(to)).is_ok();
                 self.disk.rename(path_of(from), path_of(to))?;
                 self.see_in(path_of(to), "log", Deed::Name { torn });
@@ -159,6 +170,7 @@ impl World {
             }
             Request::Link { from, to, .. } => {
                 self.change_name()?;
+                self.has_room_for_name()?;
                 self.disk.link(path_of(from), path_of(to)).map(|()| 0)
             }
             Request::Unlink { path, .. } => {
@@ -169,6 +181,7 @@ impl World {
             }
             Request::MakeDir { path, .. } => {
                 self.change_name()?;
+                self.has_room_for_name()?;
                 self.disk.make_dir(path_of(path)).map(|()| 0)
             }
             Request::Stat { fd, out } => self.stat(fd, out),
@@ -205,6 +218,19 @@ impl World {
     fn change_name(&mut self) -> Result<(), Errno> {
         self.mutations += 1;
         self.fail_at_random(Fault::NameError)
+    }
+
+    /// A new name may need room too: a block for its directory, or an inode. A disk that has no
+    /// room for a segment has none for these now and then.
+    fn has_room_for_name(&mut self) -> Result<(), Errno> {
+        let capacity = self.disk.capacity;
+        let full = capacity != u64::MAX && self.disk.used() + (64 << 10) > capacity;
+        if full && self.faults.on && self.rng.one_in(4) {
+            self.faults.note(Fault::NoSpace);
+            self.errors += 1;
+            return Err(libc::ENOSPC);
+        }
+        if self.strikes(Fault::NoSpace) { Err(libc::ENOSPC) } else { Ok(()) }
     }
 
     fn read(&mut self, fd: RawFd, buf: *mut u8, len: u64, offset: u64) -> Result<i32, Errno> {
@@ -297,6 +323,21 @@ impl World {
         Ok(count(len))
     }
 
+    /// The first part of a write is done, and nothing more.
+    fn write_part(&mut self, fd: RawFd, bytes: &[u8], offset: u64) -> Result<i32, Errno> {
+        let open = self.file(fd, true)?;
+        let direct = self.check_direct(open, bytes.as_ptr().addr(), bytes.len() as u64, offset)?;
+        let len = self.rng.below(bytes.len() as u64 + 1);
+        let len = if direct { len / 512 * 512 } else { len };
+        self.has_room(open.ino, offset + len)?;
+        let (now, moment) = (self.tick(), self.moment.get());
+        self.wounds.retain_mut(|wound| !wound.heal(open.ino, offset, len));
+        let content = self.disk.file(open.ino)?;
+        content.written.push((offset, offset + len, moment));
+        content.write(offset, &bytes[..usize::try_from(len).unwrap()], now);
+        Ok(count(len))
+    }
+
     /// What was written may be a group of a partition.
     fn note_group(&mut self, fd: RawFd, bytes: &[u8], offset: u64, result: Result<i32, Errno>) {
         let Some(&Open { ino, partition: Some(partition), segment_in, .. }) = self.files.get(&fd)
@@ -335,11 +376,11 @@ impl World {
         let open = self.file(fd, false)?;
         let failed = self.fail_at_random(Fault::SyncError);
         if failed.is_err() {
-            self.dropped = true;
-            if let (Some(partition), Node::File(content)) =
-                (open.partition, self.disk.node(open.ino))
-            {
-                self.order.note_failed_sync(partition, open.ino, content);
+            if let Node::File(content) = self.disk.node(open.ino) {
+                self.dropped.insert(open.partition);
+                if let Some(partition) = open.partition {
+                    self.order.note_failed_sync(partition, open.ino, content);
+                }
             }
             let mut rng = self.rng.fork();
             self.disk.sync(open.ino, by, Some(&mut rng))?;
@@ -359,6 +400,9 @@ impl World {
         self.fail_at_random(Fault::OpenError)?;
         if self.strikes(Fault::NoFiles) {
             return Err(libc::EMFILE);
+        }
+        if flags & libc::O_CREAT != 0 && self.disk.find(path).is_err() {
+            self.has_room_for_name()?;
         }
         let before = self.disk.now;
         let opened = self.disk.open(path, flags);

@@ -444,7 +444,7 @@ fn a_backup_is_not_said_to_be_whole_if_what_it_copies_is_lost_meanwhile() {
             });
             // This one fails, and none of the copy's.
             scene.world.borrow_mut().faults.only(Fault::SyncError, 1);
-            while !scene.world.borrow().dropped && !synced.get() {
+            while scene.world.borrow().dropped.is_empty() && !synced.get() {
                 let next = syncs_next(&scene);
                 scene.world.borrow_mut().faults.on = next;
                 rt::yield_now().await;

@@ -12,7 +12,7 @@ use super::rng::Rng;
 use super::wounds::Wound;
 use ringlog::rt::driver::Request;
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::task::Waker;
@@ -74,8 +74,11 @@ pub struct World {
     pub brief: bool,
     /// fdatasync lies: for the canary.
     pub lies: bool,
-    /// A sync has failed in this life, and what it covered may be gone.
-    pub dropped: bool,
+    /// A sync of a file has failed in this life, and what it covered may be gone: of which
+    /// partition's segments, or of what is none.
+    pub dropped: BTreeSet<Option<usize>>,
+    /// Faults that an error may follow from, in this life.
+    pub errors: u64,
     /// Performed writes of any kind, to files or names.
     pub mutations: u64,
     /// Segments that were opened in vain: their files were gone.
@@ -129,7 +132,8 @@ impl World {
             crash: None,
             brief: false,
             lies: false,
-            dropped: false,
+            dropped: BTreeSet::new(),
+            errors: 0,
             mutations: 0,
             missed: 0,
             files: BTreeMap::new(),
@@ -193,7 +197,8 @@ impl World {
         self.files.clear();
         self.in_flight.clear();
         self.ended = None;
-        self.dropped = false;
+        self.dropped.clear();
+        self.errors = 0;
         self.brief = false;
         self.waker = None;
         self.steps = 0;
