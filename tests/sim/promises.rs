@@ -200,26 +200,32 @@ fn no_version_that_was_told_is_given_again() {
 #[test]
 fn what_a_merge_found_expired_stays_away_though_the_clock_is_set_back() {
     let mut told = 0;
-    for chance in 0..60 {
+    for chance in 0..90 {
         let mut seed = seed(chance);
         let answered = Rc::new(Cell::new(false));
         let tells = Rc::clone(&answered);
         live(&mut seed, None, CUT, false, async move |scene| {
-            let (expiry, rng) = (scene.wall() + 50, &mut Rng::new(1));
+            let (expiry, rng) = (scene.wall() + 5000, &mut Rng::new(1));
             let always = Condition::Always;
             scene.put_so(rng, EXPIRES, 100, Durability::Sync, expiry, always).await?;
-            for _ in 0..3 {
-                put(&scene, 0, 20_000, Durability::Sync).await?;
+            // Just so many that the next one makes merges begin, and no segment end.
+            for _ in 0..chance % 30 {
+                put(&scene, 0, 12_000, Durability::Buffered).await?;
             }
-            drop(rt::timeout(Duration::from_millis(100)).await);
-            let merges = Rc::clone(&scene);
-            let merging = rt::spawn(async move { merges.compact(&mut Rng::new(1)).await });
-            // Each time at another step of the merge.
-            for _ in 0..chance * 4 {
-                rt::yield_now().await;
+            let left = (expiry + 1).saturating_sub(scene.wall());
+            drop(rt::timeout(Duration::from_millis(left)).await);
+            put(&scene, 0, 12_000, Durability::Buffered).await?;
+            // Each time before another sync is done.
+            for _ in 0..=chance / 30 {
+                for during in [true, false] {
+                    let mut turns = 0;
+                    while syncs_next(&scene) == during && turns < 1000 {
+                        turns += 1;
+                        rt::yield_now().await;
+                    }
+                }
             }
             tells.set(!has(&scene, EXPIRES).await);
-            drop(merging);
             end(&scene, End::PowerCut).await
         });
         {
@@ -233,7 +239,7 @@ fn what_a_merge_found_expired_stays_away_though_the_clock_is_set_back() {
             Ok(())
         });
     }
-    assert!(told > 30, "it was looked for {told} times");
+    assert!(told > 60, "it was looked for {told} times");
 }
 
 /// Each opening hands on how late it had been, and the next knows it from there.
