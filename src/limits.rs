@@ -24,8 +24,9 @@ pub const QUEUE_BYTES: usize = 64 << 20;
 /// what is noted of it. It bounds requests that carry nothing as well: 65,536 of them at a time.
 pub const REQUEST_OVERHEAD: usize = 1024;
 
-/// Memory for values of hot keys, unless the builder says otherwise: 64 MiB for the whole store.
-/// Some 50,000 values of 1 KB, and little beside what a process has; whoever reads more says so.
+/// Memory for values of keys that are read or written often, unless the builder says otherwise:
+/// 64 MiB for the whole store. Some 50,000 values of 1 KB, and little beside what a process has;
+/// whoever reads more says so.
 pub const CACHE_BYTES: usize = 64 << 20;
 
 /// How large a segment of the log grows, unless the builder says otherwise: 32 MiB. Small enough

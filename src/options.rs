@@ -53,8 +53,9 @@ impl Builder {
         self
     }
 
-    /// When writes are acknowledged that do not say so themselves, as only [`Store::put_with`] can.
-    /// It need not be the same each time. Default [`Durability::Sync`].
+    /// When writes are acknowledged that do not say so themselves, as [`Store::put_with`] can, or
+    /// whose handle does not ([`Store::with_durability`]). It need not be the same each time.
+    /// Default [`Durability::Sync`].
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
         self
@@ -68,10 +69,11 @@ impl Builder {
         self
     }
 
-    /// How much memory values of keys that are often read may take, in bytes, for the whole store:
-    /// a bound, with all that keeping them costs. [`Store::get`] answers from it in the caller's
-    /// thread. Values beyond 32 KiB and those that expire are not kept, and keys that are read once
-    /// push nothing out. 0 keeps nothing. Default [`CACHE_BYTES`].
+    /// How much memory values of keys that are often read or written may take, in bytes, for the
+    /// whole store: a bound, with all that keeping them costs. [`Store::get`] answers from it in the
+    /// caller's thread. Values beyond 32 KiB and those that expire are not kept, and keys that come
+    /// by once push nothing out. 0 keeps nothing, as is best for a store that is only written to.
+    /// Default [`CACHE_BYTES`].
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes;
         self
@@ -153,7 +155,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 impl PutOptions {
-    /// An unconditional put without an expiry, as durable as the store's are.
+    /// An unconditional put without an expiry, as durable as its handle's are.
     pub fn new() -> Self {
         Self::default()
     }
@@ -174,7 +176,7 @@ impl PutOptions {
         self
     }
 
-    /// When this put is acknowledged, whatever the store's default is.
+    /// When this put is acknowledged, whatever the default of its store or handle is.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = Some(durability);
         self

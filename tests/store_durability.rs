@@ -46,6 +46,17 @@ fn writes_are_synced_when_they_or_the_store_ask_for_it() {
     assert!(!is_synced(&store));
     run(store.delete("a")).unwrap();
     assert!(is_synced(&store));
+    let quick = store.with_durability(Durability::Buffered);
+    run(quick.put("a", "value")).unwrap();
+    assert!(!is_synced(&store));
+    run(quick.put_with("b", "value", sync)).unwrap().unwrap();
+    assert!(is_synced(&store));
+    run(quick.update("a", |_| Some(Vec::new()))).unwrap();
+    assert!(!is_synced(&store));
+    run(quick.clone().with_durability(Durability::Sync).update("a", |_| None)).unwrap();
+    assert!(is_synced(&store));
+    run(quick.delete("b")).unwrap();
+    assert!(!is_synced(&store));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Figures of the store that take long to get: opening, memory, a soak. Each test prints what it
-//! measured, and fails only where a bound that does not depend on the machine is broken.
+//! measured, and fails only where a bound is broken: of the machine's, the soak's on how long reads
+//! wait under load, as a ratio to a quiet store.
 //!
 //! ```console
 //! cargo test --release --test store_figures -- --ignored --nocapture --test-threads=1
@@ -100,7 +101,8 @@ fn five_million_keys_open_after_a_close_and_after_a_kill() {
 fn a_key_takes_at_most_32_bytes_of_memory() {
     let dir = disk_dir();
     let before = resident();
-    let store = buffered(dir.path(), 2);
+    let builder = Store::builder(dir.path()).partitions(2).durability(Durability::Buffered);
+    let store = builder.cache_bytes(0).open().unwrap();
     let mut keys = 0;
     for more in [1_000_000, 1_500_000, 2_500_000] {
         fill(&store, keys..keys + more, 10, 256);
@@ -176,11 +178,13 @@ fn a_soak_leaves_memory_and_disk_flat() {
         quiet.value_at_quantile(0.999)
     );
     let (mut total, mut after_warm_up) = (0, None);
+    let mut loaded = Histogram::<u64>::new(3).unwrap();
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(seconds) {
         let step = Duration::from_secs((seconds / 30).clamp(2, 60));
         let (reads, written) = mixed(&store, keys, step, 50);
         total += written;
+        loaded.add(&reads).unwrap();
         let (disk, memory) = (disk_bytes(dir.path()), resident());
         println!(
             "{:5} s: {written} writes ({:.1}x), {} reads, p50 {} us, p99 {} us, p99.9 {} us, max {} \
@@ -203,6 +207,10 @@ fn a_soak_leaves_memory_and_disk_flat() {
     }
     let stats = run(store.stats()).unwrap().total();
     println!("{stats:?}");
+    let slow = |reads: &Histogram<u64>| reads.value_at_quantile(0.999) as f64;
+    let ratio = slow(&loaded) / slow(&quiet);
+    println!("reads' p99.9 under load is {ratio:.1} times that of the quiet store");
+    assert!(ratio <= 5.0, "reads wait {ratio:.1} times as long as in the quiet store");
     assert!(run(store.verify()).unwrap().is_sound());
     run(store.close()).unwrap();
 }

@@ -105,6 +105,7 @@ fn operation() -> impl Strategy<Value = Op> {
 struct Script {
     partitions: usize,
     durability: Durability,
+    cache_bytes: usize,
     operations: Vec<Op>,
 }
 
@@ -114,8 +115,14 @@ fn script() -> impl Strategy<Value = Script> {
         Just(Durability::Buffered),
         Just(Durability::Interval(Duration::from_millis(1))),
     ];
-    (1usize..3, durability, prop::collection::vec(operation(), 1..60)).prop_map(
-        |(partitions, durability, operations)| Script { partitions, durability, operations },
+    let cache_bytes = prop_oneof![Just(0), Just(1 << 20)];
+    (1usize..3, durability, cache_bytes, prop::collection::vec(operation(), 1..60)).prop_map(
+        |(partitions, durability, cache_bytes, operations)| Script {
+            partitions,
+            durability,
+            cache_bytes,
+            operations,
+        },
     )
 }
 
@@ -176,6 +183,7 @@ impl Play {
     fn open(&mut self) {
         let builder = Store::builder(self.dir()).partitions(self.script.partitions);
         let builder = builder.durability(self.script.durability).segment_bytes(MIN_SEGMENT_BYTES);
+        let builder = builder.cache_bytes(self.script.cache_bytes);
         let threads = [self.executor.handle()];
         self.store = Some(self.executor.block_on(builder.open_on(&threads)).unwrap());
     }

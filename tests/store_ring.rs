@@ -43,7 +43,8 @@ fn put_and_read_back_10_000(threads: usize, partitions: usize, durability: Durab
     // Small segments too: rotations, hints and merges want their turn as well.
     let builder = || {
         let builder = Store::builder(dir.path()).partitions(partitions).durability(durability);
-        builder.segment_bytes(256 << 10)
+        // What is read comes from the ring.
+        builder.segment_bytes(256 << 10).cache_bytes(0)
     };
     let runtime = small_rings(threads);
     let store = open_on(&runtime, builder());

@@ -148,37 +148,62 @@ fn test_in(text: &str, name: &str) -> Option<bool> {
     attributes.contains("#[test]").then(|| !attributes.contains("#[ignore"))
 }
 
-/// `tests/EDGE_CASES.md`: a name stands for a test in the file that is named before it.
+/// The tests that a row of a table names, after the file that each is in: which there are not, and
+/// whether one of the others is not ignored.
+fn tests_named(row: &str) -> (Vec<String>, bool) {
+    let mut files = Vec::new();
+    for folder in ["tests", "src"] {
+        rust_files(&root().join(folder), &mut files);
+    }
+    let (mut file, mut missing, mut runs) = ("", Vec::new(), false);
+    for name in row.split('`').skip(1).step_by(2) {
+        if Path::new(name).extension().is_some() {
+            file = name;
+            continue;
+        }
+        let named = files.iter().filter(|path| path.ends_with(file));
+        let mut texts = named.map(|path| fs::read_to_string(path).unwrap());
+        match texts.find_map(|text| test_in(&text, name)) {
+            Some(quick) => runs |= quick,
+            None => missing.push(format!("{file:?} has no test {name}: {row}")),
+        }
+    }
+    (missing, runs)
+}
+
 #[test]
 fn every_edge_case_names_tests_that_exist_and_one_that_is_not_ignored() {
     /// Of an operation that there is not.
     const NONE: [usize; 1] = [37];
     let table = fs::read_to_string(root().join("tests/EDGE_CASES.md")).unwrap();
-    let mut files = Vec::new();
-    for folder in ["tests", "src"] {
-        rust_files(&root().join(folder), &mut files);
-    }
     let (mut rows, mut wrong) = (0, Vec::new());
     for row in table.lines().filter(|row| row.starts_with('|')).skip(2) {
         rows += 1;
         assert!(row.starts_with(&format!("| {rows} |")), "{row}");
-        let (mut file, mut runs) = ("", false);
-        for name in row.split('`').skip(1).step_by(2) {
-            if name.contains('.') {
-                file = name;
-                continue;
-            }
-            let named = files.iter().filter(|path| path.ends_with(file));
-            let mut texts = named.map(|path| fs::read_to_string(path).unwrap());
-            match texts.find_map(|text| test_in(&text, name)) {
-                Some(quick) => runs |= quick,
-                None => wrong.push(format!("{rows}: {file:?} has no test {name}")),
-            }
-        }
+        let (missing, runs) = tests_named(row);
+        wrong.extend(missing);
         if runs == NONE.contains(&rows) {
             wrong.push(format!("{rows}: {}", if runs { "it has tests" } else { "no test" }));
         }
     }
     assert_eq!(rows, 49);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_class_of_faults_names_tests_that_exist_and_one_that_is_not_ignored() {
+    let design = fs::read_to_string(root().join("DESIGN.md")).unwrap();
+    let (_, table) = design.split_once("| class | promise | held by |\n").unwrap();
+    let (mut rows, mut wrong) = (0, Vec::new());
+    for row in table.lines().skip(1).take_while(|row| row.starts_with('|')) {
+        rows += 1;
+        let by = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        let (missing, runs) = tests_named(by);
+        wrong.extend(missing);
+        if !runs {
+            wrong.push(format!("no test that runs: {row}"));
+        }
+    }
+    assert!(rows > 20);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

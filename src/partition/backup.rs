@@ -6,7 +6,8 @@
 use super::Partition;
 use super::commit::Hold;
 use super::load::read_seal;
-use super::recover::{Plan, copy_file, make_segment};
+use super::plan::Plan;
+use super::recover::{copy_file, make_segment};
 use super::space::Extant;
 use super::walk::Pins;
 use crate::error::{Error, Result};

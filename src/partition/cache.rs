@@ -1,4 +1,5 @@
-//! The value cache: values of hot keys, for whoever asks, in the thread that asks.
+//! The value cache: values of keys that are read or written often, for whoever asks, in the thread
+//! that asks.
 //!
 //! Any thread may look. Only the partition's owner fills it, changes it and takes out of it, and it
 //! does so in the same step in which it changes the keydir, before any writer hears of it.
@@ -7,8 +8,8 @@
 //!
 //! Which values stay is decided by a clock (Corbato's: a hand goes round, and what was used since it
 //! last came by stays), and a doorkeeper, as in `TinyLFU` by Einziger, Friedman and Manes: once the
-//! cache is full, only a key that was asked for before comes in. So a pass over many keys that are
-//! read once takes nothing away.
+//! cache is full, only a key that was read or written before comes in. So a pass over many keys that
+//! are read or written once takes nothing away.
 
 use super::digest::{Digest, DigestMap};
 use bytes::Bytes;
@@ -43,7 +44,7 @@ struct Shard {
     slots: Vec<Option<Held>>,
     hand: usize,
     free: Vec<usize>,
-    /// Marks of keys that were asked for, the later over the earlier.
+    /// Marks of keys that came by, the later over the earlier.
     doorkeeper: Box<[u32]>,
 }
 
@@ -88,11 +89,14 @@ impl Cache {
         self.shard(digest).offer(digest, key, value);
     }
 
-    /// The key has another value now. For the owner.
-    pub(super) fn replace(&self, digest: Digest, key: &Bytes, value: &Bytes) {
+    /// The key has another value now: it takes the place of the one before, or is offered, since
+    /// what was just written is often read next. For the owner.
+    pub(super) fn put(&self, digest: Digest, key: &Bytes, value: &Bytes) {
         let mut shard = self.shard(digest);
         if shard.remove(digest) {
             shard.insert(digest, key, value);
+        } else {
+            shard.offer(digest, key, value);
         }
     }
 
@@ -134,15 +138,15 @@ impl Shard {
     }
 
     fn offer(&mut self, digest: Digest, key: &Bytes, value: &Bytes) {
-        // Two readers of one key come with the same value.
+        // Two readers of one key come with the same value. What is there is never older.
         let full = self.bytes + weight(key, value) > self.most;
-        if !self.index.contains_key(&digest) && (!full || self.was_asked_for(digest)) {
+        if !self.index.contains_key(&digest) && (!full || self.came_by(digest)) {
             self.insert(digest, key, value);
         }
     }
 
-    /// Whether the key was asked for not long ago. It is now.
-    fn was_asked_for(&mut self, digest: Digest) -> bool {
+    /// Whether the key came by not long ago. It does now.
+    fn came_by(&mut self, digest: Digest) -> bool {
         let marks = self.doorkeeper.len() as u64;
         let Some(number) = (digest.high >> 16).checked_rem(marks) else { return false };
         let number = usize::try_from(number).expect("below their number");
@@ -221,15 +225,16 @@ mod tests {
         assert_eq!(get(&cache, 1), None);
         offer(&cache, 1, b"one");
         assert_eq!(get(&cache, 1).as_deref(), Some(&b"one"[..]));
-        cache.replace(digest(1), &key(1), &Bytes::from_static(b"two"));
+        cache.put(digest(1), &key(1), &Bytes::from_static(b"two"));
         assert_eq!(get(&cache, 1).as_deref(), Some(&b"two"[..]));
         offer(&cache, 1, b"three");
         assert_eq!(get(&cache, 1).as_deref(), Some(&b"two"[..]), "it has the newest");
         cache.remove(digest(1));
         assert_eq!(get(&cache, 1), None);
-        cache.replace(digest(1), &key(1), &Bytes::from_static(b"four"));
-        assert_eq!(get(&cache, 1), None, "nobody has asked for it");
-        assert_eq!(cache.stats(), (0, 3));
+        cache.put(digest(1), &key(1), &Bytes::from_static(b"four"));
+        assert_eq!(get(&cache, 1).as_deref(), Some(&b"four"[..]), "it was just written");
+        cache.remove(digest(1));
+        assert_eq!(cache.stats(), (0, 4));
     }
 
     #[test]
@@ -248,7 +253,7 @@ mod tests {
                 for _ in 0..2 {
                     cache.offer(digest(n), &key(n), &value);
                 }
-                cache.replace(digest(n / 2), &key(n / 2), &Bytes::from(vec![1; 1900]));
+                cache.put(digest(n / 2), &key(n / 2), &Bytes::from(vec![1; 1900]));
                 let marks: usize = cache.shards.iter().map(|s| s.lock().unwrap().most).sum();
                 assert!(cache.stats().0 <= marks as u64 && marks <= bytes);
             }
@@ -269,12 +274,12 @@ mod tests {
         cache.offer(digest(1), &key(1), &Bytes::from(vec![1; LONGEST + 1]));
         assert_eq!(get(&cache, 1), None);
         offer(&cache, 2, b"short");
-        cache.replace(digest(2), &key(2), &Bytes::from(vec![1; LONGEST + 1]));
+        cache.put(digest(2), &key(2), &Bytes::from(vec![1; LONGEST + 1]));
         assert_eq!(get(&cache, 2), None, "and take the one before with them");
     }
 
     #[test]
-    fn keys_that_are_read_once_take_nothing_from_those_that_are_read_often() {
+    fn keys_that_come_by_once_take_nothing_from_those_that_are_read_often() {
         let cache = Cache::new(1 << 20);
         let value = Bytes::from(vec![7; 1000]);
         for n in 0..400 {
@@ -288,6 +293,7 @@ mod tests {
         assert!(hot.len() > 300, "{}", hot.len());
         for n in 10_000..100_000 {
             cache.offer(digest(n), &key(n), &value);
+            cache.put(digest(n + 1_000_000), &key(n + 1_000_000), &value);
         }
         let left = hot.iter().filter(|n| kept(n)).count();
         assert!(left * 10 > hot.len() * 9, "{left} of {}", hot.len());

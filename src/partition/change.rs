@@ -76,7 +76,7 @@ impl Patience {
         if !matches!(deleted, Err(Error::Full { .. })) {
             return false;
         }
-        let waited = of.merge_step().await;
+        let waited = of.end_of_merge().await;
         let merged = of.merges_done() != merges;
         let again = merged || (waited && !self.in_vain);
         self.in_vain = !merged;

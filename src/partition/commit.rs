@@ -1,19 +1,19 @@
-//! Group commit: many writes, one write to the segment, one sync, many acknowledgements.
+//! Group commit: many writes, one write to the segment, one sync, many acknowledgements. Here is what
+//! gathers, and the task that writes one [`group`] of it after the other.
 //!
 //! Invariants: operations have their order from when they are staged; one group is on its way at a
-//! time; a group's changes reach the keydir, in order, before its writers hear of it, but for copies
-//! of what is there already: reads see those when they are durable; a write that failed for want of
-//! room leaves no trace, any other failure poisons the partition.
+//! time, and none while somebody holds them back; a task that ends before its work is done poisons
+//! the partition.
+
+mod group;
 
 use super::Partition;
-use super::digest::{Digest, DigestMap, DigestSet};
-use super::rotate::NoRoom;
+use super::digest::{Digest, DigestMap};
 use super::staged::{Failure, Need, Op, Pending, Staged, Ticket};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
-use crate::log::hint::{HintEntry, Remembered};
-use crate::log::place::{Class, Place};
-use crate::log::record::{Kind, Record};
+use crate::log::hint::Remembered;
+use crate::log::place::Place;
 use crate::log::segment::Segment;
 use crate::log::writer::Writer;
 use crate::rt;
@@ -24,9 +24,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A group ends when it has so many bytes of records; in small segments sooner. The device is at its
-/// full rate with it, and more would only make the first of a group wait for the last.
-const MAX_GROUP: u64 = 1 << 20;
 /// How often whoever holds groups back looks if the one under way is done: about what one takes. Only
 /// backups do.
 const WATCH: Duration = Duration::from_micros(100);
@@ -76,7 +73,7 @@ pub(super) struct Commit {
     mark_idle: Cell<bool>,
     /// Groups wait while this is above zero.
     holds: Cell<usize>,
-    sealed: Cell<bool>,
+    closing: Cell<bool>,
     /// When syncs are due that nobody waits for. Each is sooner than the one before it.
     intervals: RefCell<Vec<Instant>>,
     /// Puts are refused, since there was no room.
@@ -108,7 +105,7 @@ impl Commit {
             idling: Cell::new(false),
             mark_idle: Cell::new(false),
             holds: Cell::new(0),
-            sealed: Cell::new(false),
+            closing: Cell::new(false),
             intervals: RefCell::default(),
             full: RefCell::default(),
             poison: RefCell::default(),
@@ -161,13 +158,13 @@ impl Commit {
         !self.moved.borrow().is_empty()
     }
 
-    pub(super) fn is_sealed(&self) -> bool {
-        self.sealed.get()
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.get()
     }
 
     /// From here on there are no more writes but those of the store itself.
-    pub(super) fn seal(&self) {
-        self.sealed.set(true);
+    pub(super) fn close(&self) {
+        self.closing.set(true);
     }
 
     pub(super) fn is_poisoned(&self) -> bool {
@@ -202,7 +199,7 @@ impl Partition {
         let commit = &self.commit;
         self.check()?;
         let own = matches!(op, Op::Move { .. } | Op::Drop { .. } | Op::Barrier | Op::Seal);
-        if commit.sealed.get() && !own {
+        if commit.closing.get() && !own {
             return Err(Error::Closed);
         }
         if let (Op::Put { .. }, Some(cause)) = (&op, &*commit.full.borrow()) {
@@ -210,8 +207,8 @@ impl Partition {
         }
         let need = match op {
             Op::Put { .. } => Need::Put,
-            // Whoever reads what has expired does not take what merges count on.
-            Op::Delete { .. } | Op::Clock => Need::Delete,
+            Op::Clock(need) => need,
+            Op::Delete { .. } => Need::Delete,
             _ => Need::Own,
         };
         commit.sequence.set(commit.sequence.get() + 1);
@@ -342,215 +339,13 @@ impl Partition {
                     break;
                 }
                 if commit.groups.get() == groups && !commit.running.get() {
-                    commit.mark_idle.set(!commit.is_sealed());
+                    commit.mark_idle.set(!commit.is_closing());
                     partition.start_committing();
                     break;
                 }
             }
             commit.idling.set(false);
         }));
-    }
-
-    /// Takes the operations of the next group.
-    fn take_group(&self, group: &mut Vec<Staged>) -> bool {
-        let mut gathering = self.commit.gathering.borrow_mut();
-        let most = MAX_GROUP.min(self.segment_bytes / 4).min(self.least_reserve() / 2);
-        let mut bytes = 0;
-        while let Some(next) = gathering.front()
-            && (group.is_empty() || bytes + next.len() as u64 <= most)
-            && let Some(next) = gathering.pop_front()
-        {
-            bytes += next.len() as u64;
-            group.push(next);
-        }
-        !group.is_empty()
-    }
-
-    /// Writes a group, publishes it, and answers it. Fails if the partition is poisoned.
-    async fn write_group(
-        self: &Rc<Self>,
-        writer: &mut Writer,
-        group: &mut Vec<Staged>,
-    ) -> io::Result<()> {
-        let commit = &self.commit;
-        // The least first: what it may not have, others still may.
-        while let Some(need) =
-            group.iter().filter(|staged| staged.takes_room()).map(|s| s.need).min()
-        {
-            let bytes = group.iter().map(Staged::len).sum();
-            let Err(NoRoom(error)) = self.make_room(writer, bytes, need).await? else { break };
-            let error = Arc::new(error);
-            self.refuse(group, |staged| staged.need <= need && staged.takes_room(), &error);
-            commit.full.replace(Some(error));
-        }
-        let sync = group.iter().any(|staged| staged.sync);
-        let clock = self.clock.now();
-        let mut places = Vec::with_capacity(group.len());
-        if group.iter().any(Staged::takes_room) {
-            writer.begin(commit.sequence.get(), clock);
-            if writer.is_empty() {
-                let own = writer.segment().id;
-                let ids = self.ledger.borrow().space.listed(own);
-                let value: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-                writer.push(&Record::new(Kind::Live, commit.sequence.get(), &[], &value));
-            }
-            places.extend(group.iter().map(|staged| self.encode(writer, staged)));
-            let written = writer.finish(sync).await?;
-            if let Some(zeroes) = writer.zeroes_after(written, sync) {
-                let partition = Rc::clone(self);
-                self.chore(async move {
-                    let bytes = zeroes.await;
-                    partition.count(|stats| stats.bytes_written += bytes);
-                });
-            }
-            commit.groups.set(commit.groups.get() + 1);
-            self.ledger.borrow_mut().space.set_len(
-                commit.active.get(),
-                writer.tail(),
-                writer.end(),
-            );
-            self.count(|stats| {
-                stats.commits += 1;
-                stats.bytes_written += written as u64;
-            });
-            if sync {
-                commit.clock.set(clock);
-            }
-        } else if sync && writer.is_dirty() {
-            writer.sync().await?;
-            // The tail can be marked now.
-            commit.groups.set(commit.groups.get() + 1);
-            self.ledger.borrow_mut().space.set_len(
-                commit.active.get(),
-                writer.tail(),
-                writer.end(),
-            );
-        }
-        for (staged, place) in group.iter().zip(places) {
-            self.publish(staged, place);
-        }
-        if sync {
-            self.publish_moved();
-        }
-        if group.iter().any(|staged| matches!(staged.op, Op::Seal)) {
-            self.end_segment(writer).await?;
-        }
-        commit.left.set(writer.left_after(0));
-        for staged in group.drain(..) {
-            staged.ticket.finish(Ok(()));
-        }
-        self.consider_merging();
-        Ok(())
-    }
-
-    /// Writes an operation's record into the group; tells its place.
-    fn encode(&self, writer: &mut Writer, staged: &Staged) -> Option<Place> {
-        if let Op::Drop { id } = staged.op {
-            writer.push(&Record::new(Kind::Drop, staged.sequence, &[], &id.to_le_bytes()));
-            return None;
-        }
-        let record = staged.record()?;
-        let offset = writer.push(&record);
-        let class = Class::of(&record)?;
-        let (digest, len) = (staged.digest.to_bytes(), record.len());
-        self.commit.remembered.borrow_mut().push(&HintEntry { digest, offset, len, class });
-        Some(Place::new(self.commit.active.get(), offset, class, len))
-    }
-
-    /// A written change becomes what reads see.
-    fn publish(&self, staged: &Staged, place: Option<Place>) {
-        if let Op::Drop { id } = staged.op {
-            self.ledger.borrow_mut().space.set_dropped(id);
-        }
-        let Some(place) = place else { return };
-        let mut ledger = self.ledger.borrow_mut();
-        match staged.op {
-            Op::Move { from, expiry, .. } => {
-                let moved = Moved { digest: staged.digest, from, to: place };
-                self.commit.moved.borrow_mut().push(moved);
-                ledger.space.note_expiry(place.slot(), expiry.unwrap_or(0));
-            }
-            _ => {
-                ledger.index(staged.digest, place);
-                match &staged.op {
-                    Op::Put { key, value, expiry: None, .. } => {
-                        self.cache.replace(staged.digest, key, value);
-                    }
-                    _ => self.cache.remove(staged.digest),
-                }
-                if let Op::Put { expiry: Some(expiry), .. } = staged.op {
-                    ledger.space.note_expiry(place.slot(), expiry);
-                }
-                self.count(|stats| stats.records += 1);
-            }
-        }
-        let mut overlay = self.commit.overlay.borrow_mut();
-        if overlay.get(&staged.digest).is_some_and(|p| p.sequence == staged.sequence) {
-            overlay.remove(&staged.digest);
-        }
-    }
-
-    /// All copies are durable: they take the places of what they were made of, unless something
-    /// newer has.
-    fn publish_moved(&self) {
-        let mut ledger = self.ledger.borrow_mut();
-        for Moved { digest, from, to } in self.commit.moved.borrow_mut().drain(..) {
-            ledger.moved(digest, from, to);
-        }
-    }
-
-    /// Takes operations back that there is no room for, from the group and from what gathers, and
-    /// the deletes that were judged by what is taken back.
-    fn refuse(
-        &self,
-        group: &mut Vec<Staged>,
-        refused: impl Fn(&Staged) -> bool,
-        error: &Arc<io::Error>,
-    ) {
-        let mut gathering = self.commit.gathering.borrow_mut();
-        let mut overlay = self.commit.overlay.borrow_mut();
-        overlay.clear();
-        let mut tickets = Vec::new();
-        let mut gone = DigestSet::default();
-        let mut keep = |staged: &Staged| {
-            let changes = matches!(staged.op, Op::Put { .. } | Op::Delete { .. });
-            if refused(staged) || changes && gone.contains(&staged.digest) {
-                if changes {
-                    gone.insert(staged.digest);
-                }
-                staged.ticket.settle(Err(Failure::Full(Arc::clone(error))));
-                tickets.push(Rc::clone(&staged.ticket));
-                return false;
-            }
-            if let Op::Delete { .. } | Op::Put { .. } = &staged.op {
-                let (value, expiry) = match &staged.op {
-                    Op::Put { value, expiry, .. } => (Some(value.clone()), *expiry),
-                    _ => (None, None),
-                };
-                let (sequence, ticket) = (staged.sequence, Rc::clone(&staged.ticket));
-                overlay.insert(staged.digest, Pending { sequence, value, expiry, ticket });
-            }
-            true
-        };
-        group.retain(&mut keep);
-        gathering.retain(&mut keep);
-        drop((gathering, overlay));
-        for ticket in tickets {
-            ticket.wake();
-        }
-    }
-
-    /// Nobody knows what of the group is on the device. It fails, all that waits fails, and all
-    /// that will come.
-    fn poison(&self, group: &mut Vec<Staged>, error: io::Error) {
-        let cause = Arc::new(error);
-        self.commit.poison.replace(Some(Arc::clone(&cause)));
-        self.commit.running.set(false);
-        let waiting = self.commit.gathering.take();
-        self.commit.overlay.borrow_mut().clear();
-        for staged in group.drain(..).chain(waiting) {
-            staged.ticket.finish(Err(Failure::Poisoned(Arc::clone(&cause))));
-        }
     }
 
     /// Keeps groups from being written until the guard is dropped, and waits for the one that is.

@@ -38,7 +38,7 @@ const COUNTS: usize = 1024;
 impl Partition {
     /// Starts merging, if there is enough garbage and nobody does.
     pub(super) fn consider_merging(self: &Rc<Self>) {
-        if self.merging.running.get() || self.commit.is_sealed() || self.commit.is_poisoned() {
+        if self.merging.running.get() || self.commit.is_closing() || self.commit.is_poisoned() {
             return;
         }
         let wanted = !matches!(self.pressure(), Pressure::None);
@@ -52,18 +52,14 @@ impl Partition {
             // Dropped at any await when the store stops: a merge that was cut short is harmless.
             partition.home.until_stopping(partition.merge_all()).await;
             drop(merging);
-            partition.tell_merged();
+            partition.tell_end();
         });
-    }
-
-    fn tell_merged(&self) {
-        self.merging.step.take().finish(Ok(()));
     }
 
     async fn merge_all(self: &Rc<Self>) {
         self.look_at_room().await;
         let mut refused = false;
-        while !self.commit.is_sealed()
+        while !self.commit.is_closing()
             && !self.commit.is_poisoned()
             && !matches!(self.pressure(), Pressure::None)
         {
@@ -138,7 +134,7 @@ impl Partition {
     /// Merges one sealed segment away.
     async fn merge(self: &Rc<Self>, slot: usize) -> Result<()> {
         let _busy = self.merge_turn().await;
-        if self.commit.is_sealed() {
+        if self.commit.is_closing() {
             return Err(Error::Closed);
         }
         // Meanwhile another merge may have taken it, or its room.
@@ -179,6 +175,8 @@ impl Partition {
         }
         let dropped = self.stage(Digest::default(), Op::Drop { id }, Durability::Sync)?.0;
         dropped.wait(self).await?;
+        // It is garbage no more. Puts need not wait until the disk has its blocks back.
+        self.tell_less();
         for (digest, place) in seen.last {
             self.ledger.borrow_mut().forget(digest, place);
         }
@@ -266,7 +264,7 @@ impl Partition {
                     stretch = 0;
                 }
                 // Cut short, it is harmless.
-                if self.commit.is_sealed() {
+                if self.commit.is_closing() {
                     return Err(Error::Closed);
                 }
             } else {
@@ -372,6 +370,6 @@ struct Turn<'a>(&'a Partition);
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.0.merging.busy.set(false);
-        self.0.tell_merged();
+        self.0.tell_end();
     }
 }

@@ -19,6 +19,7 @@ mod ledger;
 mod load;
 mod merge;
 mod pace;
+mod plan;
 mod recover;
 mod rotate;
 mod space;
@@ -42,7 +43,7 @@ use commit::Commit;
 use digest::Digest;
 use ledger::Ledger;
 use pace::Merging;
-use staged::{Op, Ticket};
+use staged::{Need, Op, Ticket};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -52,7 +53,7 @@ use std::sync::Arc;
 pub(crate) use backup::BackupPart;
 pub(crate) use cache::Cache;
 pub(crate) use change::{Condition, Expiry, Put};
-pub(crate) use recover::Plan;
+pub(crate) use plan::Plan;
 pub(crate) use verify::Verified;
 pub(crate) use walk::{Walk, Walked};
 
@@ -198,11 +199,13 @@ impl Partition {
     }
 
     /// Whoever was told that a key has expired is never told otherwise: a mark carries the clock
-    /// that said so. (A partition that cannot write can still say it.)
+    /// that said so. (A partition that cannot write can still say it, and does not take for it what
+    /// deletes and merges count on.)
     async fn prove_expired(self: &Rc<Self>, expiry: Option<u64>) {
         let proven = expiry.is_none_or(|expiry| expiry <= self.commit.durable_clock());
         if !proven
-            && let Ok((ticket, _)) = self.stage(Digest::default(), Op::Clock, Durability::Sync)
+            && let Ok((ticket, _)) =
+                self.stage(Digest::default(), Op::Clock(Need::Put), Durability::Sync)
         {
             drop(ticket.wait(self).await);
         }
@@ -266,7 +269,7 @@ impl Partition {
     /// Takes no more writes, ends its own tasks, and seals the log, so that the next opening has
     /// nothing to scan.
     pub(crate) async fn close(self: &Rc<Self>) -> Result<()> {
-        self.commit.seal();
+        self.commit.close();
         self.barrier().await?;
         self.wait_for_chores().await;
         self.stage(Digest::default(), Op::Seal, Durability::Sync)?.0.wait(self).await?;
@@ -286,7 +289,7 @@ impl Partition {
 
     async fn wait_for_chores(&self) {
         while self.chores.get() > 0 || self.is_merging() {
-            // They are few, and end soon once the partition is sealed.
+            // They are few, and end soon once the partition closes.
             drop(rt::timeout_ms(1).await);
         }
     }

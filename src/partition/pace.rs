@@ -30,8 +30,11 @@ pub(super) struct Merging {
     pub(super) running: Cell<bool>,
     /// One at a time, whoever asks.
     pub(super) busy: Cell<bool>,
-    /// Finished with each segment that is merged.
-    pub(super) step: RefCell<Rc<Ticket>>,
+    /// Finished at the end of each merge.
+    end: RefCell<Rc<Ticket>>,
+    /// Finished when a merged segment is garbage no more, and at the end of each merge: whoever began
+    /// to wait in between is not forgotten.
+    less: RefCell<Rc<Ticket>>,
     /// Merges that have given back more than their copies took.
     pub(super) done: Cell<u64>,
     /// Bytes that the device had free when that was asked for last; none if it never was.
@@ -39,12 +42,47 @@ pub(super) struct Merging {
 }
 
 /// How far garbage has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pressure {
     None,
     /// In percent of what it may be.
     Some(u64),
     /// No time to lose.
     Full,
+}
+
+/// Bytes of garbage at which something is done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Thresholds {
+    /// Up to here it is borne.
+    bearable: u64,
+    /// From here on merges have no time to lose.
+    limit: u64,
+    /// Beyond this whoever overwrites waits for merges.
+    waits: u64,
+}
+
+impl Thresholds {
+    /// With so many bytes alive, room for so much garbage at most, and so much borne in any case.
+    fn new(live: u64, room: u64, slack: u64) -> Self {
+        // Half of what is live, and a third of what there is room for; and nothing that is not
+        // worth the while.
+        let bearable = (live / 2).min(room / 3) + slack;
+        let limit = ((live / 5 * 4).min(room / 2) + slack).max(bearable + 1);
+        let waits = (live / 10 * 9).min(room / 2) + 2 * slack;
+        Self { bearable, limit, waits }
+    }
+
+    fn pressure(self, garbage: u64) -> Pressure {
+        let Self { bearable, limit, .. } = self;
+        if garbage <= bearable {
+            Pressure::None
+        } else if garbage >= limit {
+            Pressure::Full
+        } else {
+            Pressure::Some((garbage - bearable) * 100 / (limit - bearable))
+        }
+    }
 }
 
 impl Partition {
@@ -54,9 +92,7 @@ impl Partition {
         for _ in 0..PATIENCE {
             let (len, live) = self.ledger.borrow().space.totals();
             let garbage = len.saturating_sub(live);
-            let room = self.room_with(garbage);
-            let bound = live.min(room / 2) + 2 * self.slack(room);
-            if garbage <= bound || !self.merge_step().await {
+            if garbage <= self.thresholds(garbage, live).waits || !self.less_garbage().await {
                 break;
             }
         }
@@ -67,9 +103,9 @@ impl Partition {
         self.merging.free.get().map_or(u64::MAX, |free| garbage.saturating_add(free))
     }
 
-    /// Garbage that is borne in any case.
-    fn slack(&self, room: u64) -> u64 {
-        SLACK.min(self.segment_bytes).min(room / 8)
+    fn thresholds(&self, garbage: u64, live: u64) -> Thresholds {
+        let room = self.room_with(garbage);
+        Thresholds::new(live, room, SLACK.min(self.segment_bytes).min(room / 8))
     }
 
     /// Asks what the device has free. Where that is not to be had, the last answer holds.
@@ -81,14 +117,34 @@ impl Partition {
         }
     }
 
-    /// Waits until the segment that is being merged is, if one is.
-    pub(super) async fn merge_step(&self) -> bool {
+    /// Waits until the merge that is under way has come to its end, if one is.
+    pub(super) async fn end_of_merge(&self) -> bool {
+        self.wait_for(&self.merging.end).await
+    }
+
+    /// Waits until what is being merged is garbage no more, or is left as it is, if something is.
+    async fn less_garbage(&self) -> bool {
+        self.wait_for(&self.merging.less).await
+    }
+
+    async fn wait_for(&self, ticket: &RefCell<Rc<Ticket>>) -> bool {
         let running = self.merging.running.get() || self.is_merging();
         if running {
-            let step = Rc::clone(&self.merging.step.borrow());
-            drop(step.outcome().await);
+            let ticket = Rc::clone(&ticket.borrow());
+            drop(ticket.outcome().await);
         }
         running
+    }
+
+    /// Whoever waits for less garbage goes on.
+    pub(super) fn tell_less(&self) {
+        self.merging.less.take().finish(Ok(()));
+    }
+
+    /// Whoever waits for the end of a merge goes on.
+    pub(super) fn tell_end(&self) {
+        self.tell_less();
+        self.merging.end.take().finish(Ok(()));
     }
 
     /// How many merges have given back more than their copies took.
@@ -116,19 +172,7 @@ impl Partition {
         if self.commit.full.borrow().is_some() {
             return Pressure::Full;
         }
-        let room = self.room_with(garbage);
-        let slack = self.slack(room);
-        // 60 % of what is live, and a third of what there is room for; and nothing that is not
-        // worth the while.
-        let bearable = (live / 5 * 3).min(room / 3) + slack;
-        if garbage <= bearable {
-            return Pressure::None;
-        }
-        let limit = ((live / 10 * 9).min(room / 2) + slack).max(bearable + 1);
-        if garbage >= limit {
-            return Pressure::Full;
-        }
-        Pressure::Some((garbage - bearable) * 100 / (limit - bearable))
+        self.thresholds(garbage, live).pressure(garbage)
     }
 
     /// Which segment to merge next.
@@ -182,5 +226,56 @@ impl Partition {
             Pressure::Some(percent) => PACE * 100 / (100 - percent.min(99)),
         };
         drop(rt::timeout(Duration::from_micros(copied * 1_000_000 / pace)).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn merging_begins_at_half_of_what_is_live_and_puts_wait_at_nine_tenths() {
+        let thresholds = Thresholds::new(100 * MIB, u64::MAX, 4 * MIB);
+        let (bearable, limit, waits) = (54 * MIB, 84 * MIB, 98 * MIB);
+        assert_eq!(thresholds, Thresholds { bearable, limit, waits });
+        let told = [
+            (0, Pressure::None),
+            (bearable, Pressure::None),
+            (bearable + 1, Pressure::Some(0)),
+            (69 * MIB, Pressure::Some(50)),
+            (limit - 1, Pressure::Some(99)),
+            (limit, Pressure::Full),
+        ];
+        for (garbage, pressure) in told {
+            assert_eq!(thresholds.pressure(garbage), pressure, "{garbage} bytes");
+        }
+    }
+
+    #[test]
+    fn with_little_room_all_of_that_comes_sooner() {
+        let thresholds = Thresholds::new(100 * MIB, 60 * MIB, 4 * MIB);
+        let (bearable, limit, waits) = (24 * MIB, 34 * MIB, 38 * MIB);
+        assert_eq!(thresholds, Thresholds { bearable, limit, waits });
+        // Where little is live that decides, however little room there is.
+        let thresholds = Thresholds::new(10 * MIB, 60 * MIB, 4 * MIB);
+        let (bearable, limit, waits) = (9 * MIB, 12 * MIB, 17 * MIB);
+        assert_eq!(thresholds, Thresholds { bearable, limit, waits });
+        // Without any room there is no garbage that is borne.
+        let thresholds = Thresholds::new(100 * MIB, 0, 0);
+        assert_eq!(thresholds, Thresholds { bearable: 0, limit: 1, waits: 0 });
+        assert_eq!(thresholds.pressure(1), Pressure::Full);
+    }
+
+    /// Else puts would wait for merges that take their time, or for none.
+    #[test]
+    fn whenever_puts_wait_merges_have_no_time_to_lose() {
+        let some = |n: u64| (0..n).map(|n| (n * n * 997) << (n % 24));
+        for (live, room) in some(60).flat_map(|live| some(60).map(move |room| (live, room))) {
+            let thresholds = Thresholds::new(live, room, SLACK.min(room / 8));
+            let full = thresholds.pressure(thresholds.waits + 1);
+            assert_eq!(full, Pressure::Full, "{live} live, {room} of room: {thresholds:?}");
+        }
     }
 }

@@ -257,7 +257,7 @@ impl Partition {
         if writer.is_empty() {
             return Ok(());
         }
-        if self.commit.is_sealed() {
+        if self.commit.is_closing() {
             // The seal names what will go on. Without room for that it names nothing.
             drop(self.ready_spare(0).await?);
             return self.seal_active(writer).await;

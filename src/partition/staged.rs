@@ -97,8 +97,9 @@ pub(super) enum Op {
     },
     /// All before it is durable, once this is.
     Barrier,
-    /// A barrier whose mark is written in any case: it carries the clock.
-    Clock,
+    /// A barrier whose mark is written in any case, if there is room of that kind: it carries the
+    /// clock.
+    Clock(Need),
     /// Ends the segment, if it has records. If the store is closing, nothing comes after it.
     Seal,
 }
@@ -138,7 +139,7 @@ impl Staged {
                 let (kind, sum, expiry) = (*kind, *sum, *expiry);
                 Some(Record { kind, sequence, expiry, moved: true, key, value, sum })
             }
-            Op::Drop { .. } | Op::Barrier | Op::Clock | Op::Seal => None,
+            Op::Drop { .. } | Op::Barrier | Op::Clock(_) | Op::Seal => None,
         }
     }
 
@@ -150,13 +151,13 @@ impl Staged {
             }
             Op::Delete { key } => record_len(key.len(), 0, false),
             Op::Drop { .. } => record_len(0, 8, false),
-            Op::Barrier | Op::Clock | Op::Seal => 0,
+            Op::Barrier | Op::Clock(_) | Op::Seal => 0,
         }
     }
 
     /// Whether something is written for it.
     pub(super) fn takes_room(&self) -> bool {
-        self.len() > 0 || matches!(self.op, Op::Clock)
+        self.len() > 0 || matches!(self.op, Op::Clock(_))
     }
 }
 

@@ -132,7 +132,7 @@ impl Partition {
             extant.pins == 0 && extant.dropped
         };
         // Not while the store is being closed or torn down: the next opening does it then.
-        if last && !self.commit.is_sealed() && self.home.is_current() {
+        if last && !self.commit.is_closing() && self.home.is_current() {
             let partition = Rc::clone(self);
             // If the removal fails, the next opening does it.
             self.chore(async move { drop(partition.remove_dropped(slot).await) });

@@ -39,9 +39,15 @@ impl Scene {
     }
 
     /// A delete is acknowledged that began then.
-    pub fn check_delete(&self, partition: usize, key: &[u8], since: u64) -> Checked {
+    pub fn check_delete(
+        &self,
+        partition: usize,
+        key: &[u8],
+        since: u64,
+        durability: Durability,
+    ) -> Checked {
         let some = self.world.borrow().order.deletes(partition, key, since);
-        self.check_write(&some, self.durability == Durability::Sync, &format!("delete {since}"))
+        self.check_write(&some, durability == Durability::Sync, &format!("delete {since}"))
     }
 
     /// A sync, or closing, begins: when, and what it covers.

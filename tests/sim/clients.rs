@@ -6,7 +6,7 @@ use super::life::DIR;
 use super::model::{Clock, Model, Shown, Write, is_value, value};
 use super::rng::Rng;
 use super::world::World;
-use ringlog::{Bytes, Durability, Error, PutOptions, Reply, Store, rt};
+use ringlog::{Bytes, Durability, Error, PutOptions, Store, rt};
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::path::Path;
@@ -91,7 +91,7 @@ impl Scene {
             Error::Corrupt { path, .. } => self.is_damaged(path),
             Error::Io { .. } | Error::Poisoned { .. } => self.has_struck(),
             // Room that is known to be short is not asked for.
-            Error::Full { .. } => self.may_fail,
+            Error::Full { .. } => self.may_fail && self.world.borrow().short,
             _ => false,
         };
         if fine { Ok(()) } else { Err(format!("an answer without a reason: {error:?}")) }
@@ -126,7 +126,7 @@ impl Scene {
     }
 
     /// Awaits a reply, or goes away before it is there.
-    pub async fn answer<T>(&self, rng: &mut Rng, reply: Reply<T>) -> Option<ringlog::Result<T>> {
+    pub async fn answer<T>(&self, rng: &mut Rng, reply: impl Future<Output = T>) -> Option<T> {
         self.operations.set(self.operations.get() + 1);
         if self.abandons == 0 || !rng.one_in(self.abandons) {
             return Some(reply.await);
@@ -201,15 +201,20 @@ impl Scene {
         8 + rng.index(usize::try_from(most).unwrap())
     }
 
-    async fn put(&self, rng: &mut Rng, key: usize) -> Checked {
-        let durability = match rng.below(4) {
+    /// Most writes have that of the store.
+    fn durability(&self, rng: &mut Rng) -> Durability {
+        match rng.below(4) {
             0 => rng.pick(&[
                 Durability::Sync,
                 Durability::Buffered,
                 Durability::Interval(Duration::from_millis(5)),
             ]),
             _ => self.durability,
-        };
+        }
+    }
+
+    async fn put(&self, rng: &mut Rng, key: usize) -> Checked {
+        let durability = self.durability(rng);
         let mut expiry = 0;
         if self.model().keys[key].expires && rng.one_in(2) {
             expiry = (self.wall() + rng.below(400)).saturating_sub(50).max(1);
@@ -304,16 +309,16 @@ impl Scene {
         Err(format!("{op}: {condition:?} {held}: {:?}", model.keys[key]))
     }
 
-    async fn update(&self, rng: &mut Rng, key: usize) -> Checked {
-        let len = self.len(rng);
+    pub async fn update(&self, rng: &mut Rng, key: usize) -> Checked {
+        let (len, durability) = (self.len(rng), self.durability(rng));
         let (name, op) = {
             let mut model = self.model();
-            let op = model.try_write(key, Some(len), self.durability == Durability::Sync, 0);
+            let op = model.try_write(key, Some(len), durability == Durability::Sync, 0);
             (model.keys[key].name.clone(), op)
         };
         let (old, since) = (Arc::new(Mutex::new(None)), self.since());
         let saw = Arc::clone(&old);
-        let reply = self.store.update(&name, move |old| {
+        let reply = self.store.with_durability(durability).update(&name, move |old| {
             let was = old.map(|old| u64::from_le_bytes(old[..8].try_into().unwrap()));
             *saw.lock().unwrap() = Some(was);
             Some(value(op, len))
@@ -321,7 +326,7 @@ impl Scene {
         match self.answer(rng, reply).await {
             None => Ok(()),
             Some(Ok(_)) => {
-                self.check_put(op, self.durability)?;
+                self.check_put(op, durability)?;
                 let (clock, mut model) = (self.clock(since), self.model());
                 let from = old.lock().unwrap().take();
                 let from = from.ok_or_else(|| format!("update {op} was made of nothing"))?;
@@ -340,13 +345,14 @@ impl Scene {
     }
 
     pub async fn delete(&self, rng: &mut Rng, key: usize) -> Checked {
-        let since = self.since();
+        let (since, durability) = (self.since(), self.durability(rng));
         let (name, op) = {
             let mut model = self.model();
-            let op = model.try_write(key, None, self.durability == Durability::Sync, 0);
+            let op = model.try_write(key, None, durability == Durability::Sync, 0);
             (model.keys[key].name.clone(), op)
         };
-        let answer = self.answer(rng, self.store.delete(&name)).await;
+        let reply = self.store.with_durability(durability).delete(&name);
+        let answer = self.answer(rng, reply).await;
         let clock = self.clock(since);
         match answer {
             None => Ok(()),
@@ -357,7 +363,7 @@ impl Scene {
                     return Err(format!("a delete of key {key} says {was}: {:?}", model.keys[key]));
                 }
                 if was {
-                    self.check_delete(model.partition(key), &name, op)?;
+                    self.check_delete(model.partition(key), &name, op, durability)?;
                     return model.acknowledge(key, op, 0);
                 }
                 model.refuse(key, op);
@@ -426,8 +432,8 @@ impl Scene {
             105..130 => self.delete(rng, key).await,
             130..133 => self.sync(rng).await,
             133 => self.compact(rng).await,
-            134..136 => self.scan().await,
-            136 => self.verify().await,
+            134..136 => self.answer(rng, self.scan()).await.unwrap_or(Ok(())),
+            136 => self.answer(rng, self.verify()).await.unwrap_or(Ok(())),
             137 if rng.one_in(4) => self.back_up(rng).await,
             138..145 => {
                 let pause = Duration::from_micros(rng.below(20_000));

@@ -1,7 +1,8 @@
 //! The simulated file system: names, which are durable when their directory was synced, and files.
 //!
 //! It promises what POSIX does and no more. A crash keeps or drops each change of a name that was
-//! not synced, a rename as a whole.
+//! not synced, a rename as a whole. What a sync that failed has covered no other sync makes durable
+//! until the next life: then the names that are found are names like others.
 
 use super::content::{Content, Crash};
 use super::rng::Rng;
@@ -21,6 +22,26 @@ pub struct Dir {
     pub names: BTreeMap<String, Ino>,
     durable: BTreeMap<String, Ino>,
     unsynced: Vec<(u64, Change)>,
+    /// Covered by a sync that failed, and older than all that is unsynced.
+    doomed: Vec<(u64, Change)>,
+}
+
+impl Dir {
+    /// What a sync covers that was issued at `by`, in order.
+    fn covered(&mut self, by: u64) -> Vec<(u64, Change)> {
+        let covered = self.unsynced.iter().take_while(|(at, _)| *at <= by).count();
+        self.unsynced.drain(..covered).collect()
+    }
+
+    fn harden(&mut self, by: u64) {
+        for (_, change) in self.covered(by) {
+            // What becomes of an older change of these names is no matter any more.
+            for (_, older) in &mut self.doomed {
+                older.retain(|(old, _)| change.iter().all(|(name, _)| name != old));
+            }
+            apply(&mut self.durable, &change);
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -60,7 +81,7 @@ impl Disk {
             Self { nodes: BTreeMap::new(), next: 5, now: 1, capacity: u64::MAX, old: Vec::new() };
         let dir = |names: &[(&str, Ino)]| {
             let names: BTreeMap<_, _> = names.iter().map(|(n, i)| ((*n).to_owned(), *i)).collect();
-            Node::Dir(Dir { durable: names.clone(), names, unsynced: Vec::new() })
+            Node::Dir(Dir { durable: names.clone(), names, ..Dir::default() })
         };
         disk.nodes.insert(ROOT, dir(&[("sim", 2), ("dev", 3)]));
         disk.nodes.insert(2, dir(&[]));
@@ -193,16 +214,24 @@ impl Disk {
     pub fn sync(&mut self, ino: Ino, by: u64, fails: Option<&mut Rng>) -> Result<(), Errno> {
         match self.nodes.get_mut(&ino) {
             Some(Node::File(content)) => content.sync(by, fails),
-            Some(Node::Dir(dir)) if fails.is_none() => {
-                let covered = dir.unsynced.iter().take_while(|(at, _)| *at <= by).count();
-                for (_, change) in dir.unsynced.drain(..covered) {
-                    apply(&mut dir.durable, &change);
-                }
+            Some(Node::Dir(dir)) if fails.is_none() => dir.harden(by),
+            Some(Node::Dir(dir)) => {
+                let covered = dir.covered(by);
+                dir.doomed.extend(covered);
             }
-            Some(Node::Dir(_)) => {} // the changes stay in the journal
             _ => return Err(libc::EINVAL),
         }
         Ok(())
+    }
+
+    /// The journal may still have what a sync of a directory has failed to write.
+    pub fn begin_life(&mut self) {
+        for node in self.nodes.values_mut() {
+            if let Node::Dir(dir) = node {
+                dir.doomed.append(&mut dir.unsynced);
+                std::mem::swap(&mut dir.doomed, &mut dir.unsynced);
+            }
+        }
     }
 
     /// All that can be reached by the names there are now.
@@ -257,7 +286,7 @@ impl Disk {
     /// Whether a power cut would change nothing.
     pub fn is_settled(&self) -> bool {
         self.nodes.values().all(|node| match node {
-            Node::Dir(dir) => dir.unsynced.is_empty(),
+            Node::Dir(dir) => dir.unsynced.is_empty() && dir.doomed.is_empty(),
             Node::File(content) => content.is_settled(),
             Node::Random => true,
         })
@@ -278,7 +307,9 @@ impl Disk {
         if let Ok(dir) = self.dir(dir) {
             dir.names.remove(name);
             dir.durable.remove(name);
-            dir.unsynced.retain(|(_, change)| change.iter().all(|(other, _)| other != name));
+            for changes in [&mut dir.unsynced, &mut dir.doomed] {
+                changes.retain(|(_, change)| change.iter().all(|(other, _)| other != name));
+            }
         }
     }
 
@@ -293,7 +324,8 @@ impl Disk {
                     Crash::Drops => 1,
                     _ => rng.below(4),
                 };
-                for (_, change) in std::mem::take(&mut dir.unsynced) {
+                let doomed = std::mem::take(&mut dir.doomed).into_iter();
+                for (_, change) in doomed.chain(std::mem::take(&mut dir.unsynced)) {
                     if all == 0 || (all != 1 && rng.one_in(2)) {
                         apply(&mut dir.durable, &change);
                     }

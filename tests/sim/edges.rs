@@ -22,7 +22,7 @@ pub const LARGE: usize = 15_000;
 
 pub const KILL: (End, Crash) = (End::Kill, Crash::Keeps);
 pub const CUT: (End, Crash) = (End::PowerCut, Crash::Drops);
-const PICKS: (End, Crash) = (End::PowerCut, Crash::Picks);
+pub const PICKS: (End, Crash) = (End::PowerCut, Crash::Picks);
 
 /// With a page cache, and without.
 pub const DIRECT: [Direct; 2] = [Direct::Unknown, Direct::Align { memory: 512, offset: 512 }];
@@ -78,7 +78,7 @@ pub async fn has(scene: &Scene, key: usize) -> bool {
 }
 
 /// The power is cut here and now.
-async fn cut(scene: &Scene) -> Checked {
+pub async fn cut(scene: &Scene) -> Checked {
     scene.world.borrow_mut().end(End::PowerCut);
     std::future::pending().await
 }

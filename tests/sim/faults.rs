@@ -23,8 +23,8 @@ kinds! {
     ShortRead "short read",
     ShortWrite "short write",
     Interrupted "EINTR",
-    NoSpace "ENOSPC",
-    NoFiles "EMFILE",
+    NoSpace "ENOSPC or EDQUOT",
+    NoFiles "EMFILE or ENFILE",
     Late "late completion",
     ClockStep "clock step",
     Abandoned "future dropped",
@@ -37,6 +37,8 @@ kinds! {
     LostWrite "write lost",
     Misdirected "write misdirected",
     ForGood "EIO that stays",
+    NoLink "link refused",
+    Untold "EIO on a change of names that was made",
 }
 
 /// Faults that no error may follow from.
@@ -58,6 +60,8 @@ pub struct Faults {
     pub always: Option<(Fault, u64)>,
     /// Strikes once, after so many times that it could have.
     pub once: Option<(Fault, u64)>,
+    /// And from then on.
+    pub for_good: bool,
     /// One in so many; 0 for never.
     rates: [u64; NAMES.len()],
     pub struck: Counts,
@@ -69,6 +73,7 @@ impl Faults {
             on: false,
             always: None,
             once: None,
+            for_good: false,
             rates: [0; NAMES.len()],
             struck: [0; NAMES.len()],
         }
@@ -77,6 +82,11 @@ impl Faults {
     /// One kind, and no other.
     pub fn only(&mut self, kind: Fault, rate: u64) {
         self.rates = [0; NAMES.len()];
+        self.also(kind, rate);
+    }
+
+    /// One kind more.
+    pub fn also(&mut self, kind: Fault, rate: u64) {
         self.rates[kind as usize] = rate;
     }
 
@@ -113,8 +123,12 @@ impl Faults {
         let rate = self.rates[kind as usize];
         let mut strikes = self.on && rate > 0 && rng.one_in(rate);
         if let Some((_, left)) = self.once.as_mut().filter(|(once, _)| self.on && *once == kind) {
-            strikes |= *left == 0;
+            let now = *left == 0;
             self.once = left.checked_sub(1).map(|left| (kind, left));
+            strikes |= now;
+            if now && self.for_good {
+                self.rates[kind as usize] = 1;
+            }
         }
         self.struck[kind as usize] += u64::from(strikes);
         if strikes && rate > 1 && LASTING.contains(&kind) && rng.one_in(8) {

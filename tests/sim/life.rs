@@ -97,6 +97,10 @@ impl Seed {
         let model = Model::new(keys);
         world.talks = talks;
         world.moment = Rc::clone(model.moment());
+        // In some seeds nothing can be linked, and backups copy.
+        let mut links = Rng::new(seed.rotate_left(16));
+        let refusals = [libc::EXDEV, libc::EXDEV, libc::EPERM, libc::EMLINK, libc::EOPNOTSUPP];
+        world.no_links = links.one_in(3).then(|| links.pick(&refusals));
         let buffered = Durability::Buffered;
         Self {
             world: Rc::new(RefCell::new(world)),
@@ -331,9 +335,10 @@ impl Seed {
             if plan.closes {
                 world.borrow_mut().faults.on = faults_on && rng.one_in(2);
                 let (start, covered) = scene.begin_sync();
-                match scene.store.clone().close().await {
-                    Ok(()) => scene.synced(start, &covered)?,
-                    Err(error) => scene.judge(&error)?,
+                match scene.answer(&mut rng, scene.store.clone().close()).await {
+                    None => {}
+                    Some(Ok(())) => scene.synced(start, &covered)?,
+                    Some(Err(error)) => scene.judge(&error)?,
                 }
             }
             Ok(Outcome::Over)
@@ -479,7 +484,8 @@ async fn check_opened(scene: &Rc<Scene>) -> Checked {
 
 /// Many clients at the same time.
 pub async fn busy(scene: Rc<Scene>, mut rng: Rng) -> Checked {
-    let clients = 1 + rng.below(8);
+    let crowd = Rng::new(!rng.clone().next()).one_in(30);
+    let clients = if crowd { 32 } else { 1 + rng.below(8) };
     let each = rng.pick(&[0, 5, 30, 80]);
     let tasks: Vec<_> = (0..clients)
         .map(|_| {

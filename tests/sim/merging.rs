@@ -2,13 +2,16 @@
 
 use super::promises::{LEFT, has, live, put, seed_of, syncs_next};
 use crate::sim::clients::Scene;
+use crate::sim::disk::{Ino, Node};
 use crate::sim::faults::Fault;
+use crate::sim::perform::is_segment;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Direct, End};
 use ringlog::rt::driver::Request;
-use ringlog::{Durability, Error, rt};
+use ringlog::{Durability, Error, PutOptions, rt};
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// A failed sync may drop all copies: what they were made of is still there, and is what is read.
 #[test]
@@ -194,4 +197,94 @@ fn a_scan_shows_once_what_merges_move_while_it_goes_by() {
             writing.await.map_err(|error| format!("{error:?}"))?
         });
     }
+}
+
+/// Whoever reads what has expired has that written down while there is room for it; merges find
+/// theirs, and so deletes make some.
+#[test]
+fn reads_of_what_has_expired_leave_what_deletes_and_merges_need_on_a_full_disk() {
+    const EXPIRING: u64 = 100;
+    let failed = |error: Error| format!("{error:?}");
+    for chance in 0..30 {
+        let mut seed = seed_of(chance, 1);
+        (seed.segment_bytes, seed.durability) = (64 << 10, Durability::Buffered);
+        live(&mut seed, None, LEFT, true, async |scene: Rc<Scene>| {
+            // Each takes a mark of its own, a block long: together more than the reserve has.
+            let start = scene.wall() + 60_000;
+            let expiry = |n: u64| UNIX_EPOCH + Duration::from_millis(start + 10 * n);
+            for n in 0..EXPIRING {
+                let options = PutOptions::new().expires_at(expiry(n));
+                let put = scene.store.put_with(format!("soon {n}"), "", options).await;
+                put.map_err(failed)?;
+            }
+            {
+                let disk = &mut scene.world.borrow_mut().disk;
+                disk.capacity = disk.used() + (1 << 20) + (chance * 7_000);
+            }
+            // (These keys are no matter to the model: nobody looks again.)
+            let put = |n: usize| scene.store.put(n.to_be_bytes(), vec![1; 3000 + n % 7 * 1000]);
+            let (mut many, mut before) = (0, usize::MAX);
+            while many != before {
+                before = many;
+                while put(many).await.is_ok() {
+                    many += 1;
+                }
+                match scene.store.compact().await {
+                    Ok(()) | Err(Error::Full { .. }) => {}
+                    Err(other) => return Err(failed(other)),
+                }
+            }
+            for n in 0..EXPIRING {
+                let left = (start + 10 * n + 1).saturating_sub(scene.wall());
+                drop(rt::timeout(Duration::from_millis(left)).await);
+                let entry = scene.store.get(format!("soon {n}")).await;
+                assert!(matches!(entry, Ok(None)), "{n}: {entry:?}");
+            }
+            for n in (0..many).filter(|n| n % 10 != 0) {
+                assert!(scene.store.delete(n.to_be_bytes()).await.map_err(failed)?);
+            }
+            for n in many..many + 20 {
+                put(n).await.map_err(failed)?;
+            }
+            scene.store.compact().await.map_err(failed)?;
+            scene.world.borrow_mut().end(End::Kill);
+            std::future::pending().await
+        });
+    }
+}
+
+/// Each begins with the list of all that there are: that stays little in each.
+#[test]
+fn very_many_small_segments_become_larger() {
+    const LEN: usize = 15_000;
+    // What one more record takes, with padding, the seal, and what is kept for an idle mark.
+    const ROUNDED: u64 = LEN as u64 + 4 * 4096;
+    let mut seed = seed_of(1, 1);
+    seed.durability = Durability::Buffered;
+    live(&mut seed, None, LEFT, false, async |scene: Rc<Scene>| {
+        // (These keys are no matter to the model: nobody looks again.)
+        for n in 0..3000_u32 {
+            let put = scene.store.put(n.to_be_bytes(), vec![1; LEN]).await;
+            put.map_err(|error| format!("{error:?}"))?;
+        }
+        drop(rt::timeout(Duration::from_millis(50)).await);
+        let lens: Vec<_> = {
+            let disk = &scene.world.borrow().disk;
+            let segments = disk.files().into_iter().filter(|(path, _)| is_segment(path));
+            let len = |(_, ino): (String, Ino)| match disk.node(ino) {
+                Node::File(content) => content.len,
+                _ => 0,
+            };
+            segments.map(len).collect()
+        };
+        // But for the one that is written to, and two that are made ahead.
+        let sealed = &lens[..lens.len() - 3];
+        assert!(sealed.len() > 750, "{} segments", sealed.len());
+        for (older, len) in sealed.iter().enumerate() {
+            let list = 8 * older as u64;
+            assert!(16 * list <= len + ROUNDED, "{len} bytes, with a list of {list}");
+        }
+        scene.world.borrow_mut().end(End::Kill);
+        std::future::pending().await
+    });
 }

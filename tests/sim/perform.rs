@@ -36,6 +36,9 @@ fn count(n: u64) -> i32 {
     i32::try_from(n).unwrap()
 }
 
+/// What whoever asked for a change hears of it.
+type Told = Result<(), Errno>;
+
 impl World {
     /// Does what a request asks for; its result, or an errno made negative.
     pub fn perform(&mut self, job: &Job) -> i32 {
@@ -122,7 +125,13 @@ impl World {
             self.faults.note(Fault::NoSpace);
             self.errors += 1;
         }
-        if full || self.strikes(Fault::NoSpace) { Err(libc::ENOSPC) } else { Ok(()) }
+        if full || self.strikes(Fault::NoSpace) { Err(self.no_space()) } else { Ok(()) }
+    }
+
+    /// There is no room: on the disk, or by a quota.
+    fn no_space(&mut self) -> Errno {
+        self.short = true;
+        if self.aside.one_in(4) { libc::EDQUOT } else { libc::ENOSPC }
     }
 
     fn attempt(&mut self, job: &Job) -> Result<i32, Errno> {
@@ -161,28 +170,35 @@ impl World {
                 Ok(0)
             }
             Request::Rename { from, to, .. } => {
-                self.change_name()?;
+                let told = self.change_name()?;
                 self.has_room_for_name()?;
                 let torn = self.disk.find(path_of(to)).is_ok();
                 self.disk.rename(path_of(from), path_of(to))?;
                 self.see_in(path_of(to), "log", Deed::Name { torn });
-                Ok(0)
+                self.answer(told)
             }
             Request::Link { from, to, .. } => {
-                self.change_name()?;
+                if let Some(errno) = self.no_links {
+                    self.disk.find(path_of(from))?;
+                    self.faults.note(Fault::NoLink);
+                    return Err(errno);
+                }
+                let told = self.change_name()?;
                 self.has_room_for_name()?;
-                self.disk.link(path_of(from), path_of(to)).map(|()| 0)
+                self.disk.link(path_of(from), path_of(to))?;
+                self.answer(told)
             }
             Request::Unlink { path, .. } => {
-                self.change_name()?;
+                let told = self.change_name()?;
                 self.disk.unlink(path_of(path))?;
                 self.see_in(path_of(path), "log", Deed::Remove);
-                Ok(0)
+                self.answer(told)
             }
             Request::MakeDir { path, .. } => {
-                self.change_name()?;
+                let told = self.change_name()?;
                 self.has_room_for_name()?;
-                self.disk.make_dir(path_of(path)).map(|()| 0)
+                self.disk.make_dir(path_of(path))?;
+                self.answer(told)
             }
             Request::Stat { fd, out } => self.stat(fd, out),
             Request::List { fd, out } => {
@@ -199,6 +215,7 @@ impl World {
             }
             Request::Space { out, .. } => {
                 let total = self.disk.capacity;
+                self.short |= total != u64::MAX;
                 let free = total.saturating_sub(self.disk.used());
                 // SAFETY: the executor keeps the memory until the completion.
                 unsafe { *out = FsSpace { total, free } };
@@ -215,9 +232,24 @@ impl World {
         self.disk.now
     }
 
-    fn change_name(&mut self) -> Result<(), Errno> {
+    /// Whether names change, and what is told of that.
+    fn change_name(&mut self) -> Result<Told, Errno> {
         self.mutations += 1;
-        self.fail_at_random(Fault::NameError)
+        self.may_change(Fault::NameError)
+    }
+
+    /// Half of the changes that are told to have failed have happened.
+    fn may_change(&mut self, fault: Fault) -> Result<Told, Errno> {
+        let told = self.fail_at_random(fault);
+        if told.is_err() && self.aside.one_in(2) { Err(libc::EIO) } else { Ok(told) }
+    }
+
+    /// Names have changed.
+    fn answer(&mut self, told: Told) -> Result<i32, Errno> {
+        if told.is_err() {
+            self.faults.note(Fault::Untold);
+        }
+        told.map(|()| 0)
     }
 
     /// A new name may need room too: a block for its directory, or an inode. A disk that has no
@@ -228,9 +260,9 @@ impl World {
         if full && self.faults.on && self.rng.one_in(4) {
             self.faults.note(Fault::NoSpace);
             self.errors += 1;
-            return Err(libc::ENOSPC);
+            return Err(self.no_space());
         }
-        if self.strikes(Fault::NoSpace) { Err(libc::ENOSPC) } else { Ok(()) }
+        if self.strikes(Fault::NoSpace) { Err(self.no_space()) } else { Ok(()) }
     }
 
     fn read(&mut self, fd: RawFd, buf: *mut u8, len: u64, offset: u64) -> Result<i32, Errno> {
@@ -397,9 +429,14 @@ impl World {
         if flags & libc::O_DIRECT != 0 && matches!(self.direct, Direct::Unknown) {
             return Err(libc::EINVAL);
         }
-        self.fail_at_random(Fault::OpenError)?;
+        let told = match flags & libc::O_CREAT {
+            0 => self.fail_at_random(Fault::OpenError).map(Ok)?,
+            _ => self.may_change(Fault::OpenError)?,
+        };
         if self.strikes(Fault::NoFiles) {
-            return Err(libc::EMFILE);
+            self.short = true;
+            // This process has no more descriptors, or the system has none.
+            return Err(if self.aside.one_in(4) { libc::ENFILE } else { libc::EMFILE });
         }
         if flags & libc::O_CREAT != 0 && self.disk.find(path).is_err() {
             self.has_room_for_name()?;
@@ -414,6 +451,7 @@ impl World {
             let torn = self.disk.find(&format!("{draft}.log")).is_ok();
             self.see_in(path, "new", Deed::Draft { torn });
         }
+        self.answer(told)?;
         let is_segment =
             path.rsplit_once('.').is_some_and(|(_, ending)| ["log", "new"].contains(&ending));
         let segment_in = is_segment.then(|| self.disk.parent(path).map(|(dir, _)| dir).unwrap());

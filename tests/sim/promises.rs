@@ -328,6 +328,26 @@ fn nothing_is_believed_that_only_a_cache_has() {
     }
 }
 
+/// What a killed process has left in a page cache is synced before an opening vouches for it.
+#[test]
+fn an_opening_that_is_cut_short_vouches_for_nothing_that_only_a_cache_has() {
+    let mut over = false;
+    for at in 0..400 {
+        let mut seed = seed(at);
+        seed.world.borrow_mut().direct = Direct::Unknown;
+        live(&mut seed, None, LEFT, false, async |scene| {
+            for key in [2, 3, 2, 3] {
+                put(&scene, key, 5_000, Durability::Buffered).await?;
+            }
+            end(&scene, End::Kill).await
+        });
+        over = live(&mut seed, Some(at), (End::PowerCut, Crash::Picks), false, look);
+        // It would be damage, below what is said to be durable.
+        live(&mut seed, None, LEFT, false, look);
+    }
+    assert!(over, "it goes on after the last turn");
+}
+
 /// Between a merge's look at a key and its copy nothing may come: the old value would end up behind
 /// the new one, where the next opening believes it.
 #[test]

@@ -4,6 +4,7 @@
 
 use crate::edges::{CUT, DIRECT, KEYS, KILL, LARGE, has, live, look, put, seed, strike};
 use crate::sim::clients::{Checked, Scene};
+use crate::sim::copies::Copied;
 use crate::sim::faults::Fault;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Direct, End};
@@ -217,6 +218,37 @@ fn a_backup_sleeps_while_a_group_is_written() {
     assert!(longest > 1_000, "no write was late");
 }
 
+/// Where segments cannot be linked they are copied: reads of that which a signal interrupts or that
+/// come short are gone on with, and the copy is there for good when the backup is acknowledged.
+#[test]
+fn a_backup_to_another_file_system_is_whole_and_survives_signals() {
+    for (chance, direct) in (0..10).flat_map(|chance| DIRECT.map(|direct| (chance, direct))) {
+        let mut seed = seed(chance, direct);
+        seed.world.borrow_mut().no_links = Some(libc::EXDEV);
+        let made = Rc::new(Cell::new(false));
+        let copied = Rc::clone(&made);
+        live(&mut seed, None, CUT, false, async |scene| {
+            for key in (0..KEYS).chain([0; 3]) {
+                put(&scene, key, LARGE, Durability::Sync).await?;
+            }
+            drop(rt::timeout(Duration::from_millis(50)).await); // hints have been written
+            strike(&scene, Fault::Interrupted, 2);
+            scene.world.borrow_mut().faults.also(Fault::ShortRead, 2);
+            scene.back_up(&mut Rng::new(1)).await?;
+            copied.set(scene.copied.borrow().as_ref().is_some_and(Copied::is_made));
+            scene.world.borrow_mut().end(End::PowerCut);
+            std::future::pending().await
+        });
+        assert!(made.get(), "{chance}, {direct:?}: it was not acknowledged");
+        for fault in [Fault::NoLink, Fault::Interrupted, Fault::ShortRead] {
+            let struck = seed.world.borrow().faults.struck[fault as usize];
+            assert!(struck > 3, "{chance}, {direct:?}: {fault:?} struck {struck} times");
+        }
+        seed.check_copy().unwrap_or_else(|why| panic!("{chance}, {direct:?}: {why}"));
+        look(&mut seed);
+    }
+}
+
 /// A read that the device refuses is told to who asked, and changes nothing: others go on, and the
 /// store is not poisoned.
 #[test]
@@ -249,56 +281,76 @@ fn a_read_that_fails_is_that_read_s_matter_only() {
     }
 }
 
-/// Each request of a life fails once, from the opening to the end: what had been acknowledged by
-/// then is there after a power cut.
+/// Each request of a life that such a fault can meet fails, from the opening to the end, with all after
+/// it or without.
+fn fail_each(kind: Fault, for_good: bool, direct: Direct) {
+    let mut spared = 0;
+    for after in 0..=1_000 {
+        let mut seed = seed(after, direct);
+        // Every other store is made by the life in which it strikes.
+        if after % 2 == 0 {
+            live(&mut seed, None, CUT, false, async |scene| {
+                for key in 0..KEYS {
+                    put(&scene, key, 4_000, Durability::Sync).await?;
+                }
+                Ok(())
+            });
+        }
+        {
+            let faults = &mut seed.world.borrow_mut().faults;
+            (faults.once, faults.for_good, faults.on) = (Some((kind, after)), for_good, true);
+        }
+        live(&mut seed, None, CUT, true, async |scene| {
+            let rng = &mut Rng::new(after);
+            for key in (0..KEYS).chain([0; 8]) {
+                put(&scene, key, LARGE / 2, Durability::Sync).await?;
+            }
+            scene.delete(rng, 1).await?;
+            scene.update(rng, 2).await?;
+            scene.back_up(rng).await?;
+            scene.scan().await?;
+            scene.compact(rng).await?;
+            let (start, covered) = scene.begin_sync();
+            match scene.store.clone().close().await {
+                Ok(()) => scene.synced(start, &covered)?,
+                Err(error) => scene.judge(&error)?,
+            }
+            scene.world.borrow_mut().end(End::PowerCut);
+            std::future::pending().await
+        });
+        let struck = seed.world.borrow().faults.struck[kind as usize];
+        {
+            let faults = &mut seed.world.borrow_mut().faults;
+            (faults.once, faults.on) = (None, false);
+            faults.only(kind, 0);
+        }
+        let copy = seed.check_copy();
+        copy.unwrap_or_else(|why| panic!("{kind:?} {after} {for_good}: {why}"));
+        look(&mut seed);
+        // The next, which begins otherwise, may ask for more.
+        spared = if struck == 0 { spared + 1 } else { 0 };
+        if spared == 2 {
+            assert!(after > 5, "{kind:?}: it never came to {after}");
+            break;
+        }
+    }
+    assert!(spared == 2, "{kind:?}: it goes on after the last request");
+}
+
+/// What had been acknowledged by then is there after a power cut, and a backup that was is whole.
 #[test]
 fn whichever_request_fails_what_was_acknowledged_is_kept() {
-    let kinds =
-        [Fault::OpenError, Fault::ReadError, Fault::WriteError, Fault::SyncError, Fault::NameError];
-    for (kind, direct) in kinds.into_iter().flat_map(|kind| DIRECT.map(|direct| (kind, direct))) {
-        let mut spared = 0;
-        for after in 0..=1_000 {
-            let mut seed = seed(after, direct);
-            // Every other store is made by the life in which it strikes.
-            if after % 2 == 0 {
-                live(&mut seed, None, CUT, false, async |scene| {
-                    for key in 0..KEYS {
-                        put(&scene, key, 4_000, Durability::Sync).await?;
-                    }
-                    Ok(())
-                });
-            }
-            {
-                let faults = &mut seed.world.borrow_mut().faults;
-                (faults.once, faults.on) = (Some((kind, after)), true);
-            }
-            live(&mut seed, None, CUT, true, async |scene| {
-                for key in (0..KEYS).chain([0; 8]) {
-                    put(&scene, key, LARGE / 2, Durability::Sync).await?;
-                }
-                scene.scan().await?;
-                scene.compact(&mut Rng::new(1)).await?;
-                let (start, covered) = scene.begin_sync();
-                match scene.store.clone().close().await {
-                    Ok(()) => scene.synced(start, &covered)?,
-                    Err(error) => scene.judge(&error)?,
-                }
-                scene.world.borrow_mut().end(End::PowerCut);
-                std::future::pending().await
-            });
-            let struck = seed.world.borrow().faults.struck[kind as usize];
-            {
-                let faults = &mut seed.world.borrow_mut().faults;
-                (faults.once, faults.on) = (None, false);
-            }
-            look(&mut seed);
-            // The next, which begins otherwise, may ask for more.
-            spared = if struck == 0 { spared + 1 } else { 0 };
-            if spared == 2 {
-                assert!(after > 5, "{kind:?}: it never came to {after}");
-                break;
-            }
+    for kind in [
+        Fault::OpenError,
+        Fault::ReadError,
+        Fault::WriteError,
+        Fault::SyncError,
+        Fault::NameError,
+        Fault::NoSpace,
+        Fault::NoFiles,
+    ] {
+        for (for_good, direct) in DIRECT.map(|direct| [(false, direct), (true, direct)]).concat() {
+            fail_each(kind, for_good, direct);
         }
-        assert!(spared == 2, "{kind:?}: it goes on after the last request");
     }
 }

@@ -5,7 +5,7 @@
 
 use super::branches::{Deed, Watch};
 use super::content::Crash;
-use super::disk::{Disk, Ino};
+use super::disk::{Disk, Errno, Ino};
 use super::faults::{Fault, Faults};
 use super::order::Order;
 use super::rng::Rng;
@@ -65,6 +65,8 @@ pub enum Direct {
 #[allow(clippy::struct_excessive_bools)]
 pub struct World {
     pub rng: Rng,
+    /// For choices that leave all other draws of a seed as they are.
+    pub aside: Rng,
     pub disk: Disk,
     pub faults: Faults,
     pub direct: Direct,
@@ -72,6 +74,8 @@ pub struct World {
     pub crash: Option<Crash>,
     /// A life ends soon after a write was lost.
     pub brief: bool,
+    /// How links are refused, as they are from one file system to another.
+    pub no_links: Option<Errno>,
     /// fdatasync lies: for the canary.
     pub lies: bool,
     /// A sync of a file has failed in this life, and what it covered may be gone: of which
@@ -79,6 +83,8 @@ pub struct World {
     pub dropped: BTreeSet<Option<usize>>,
     /// Faults that an error may follow from, in this life.
     pub errors: u64,
+    /// In this life it was short of room or of descriptors, or said so.
+    pub short: bool,
     /// Performed writes of any kind, to files or names.
     pub mutations: u64,
     /// Segments that were opened in vain: their files were gone.
@@ -126,14 +132,17 @@ impl World {
         };
         Self {
             rng,
+            aside: Rng::new(!seed),
             disk: Disk::new(),
             faults: Faults::none(),
             direct,
             crash: None,
             brief: false,
+            no_links: None,
             lies: false,
             dropped: BTreeSet::new(),
             errors: 0,
+            short: false,
             mutations: 0,
             missed: 0,
             files: BTreeMap::new(),
@@ -194,11 +203,12 @@ impl World {
     }
 
     pub fn begin_life(&mut self, end_at: Option<(u64, End)>) {
+        self.disk.begin_life();
         self.files.clear();
         self.in_flight.clear();
         self.ended = None;
         self.dropped.clear();
-        self.errors = 0;
+        (self.errors, self.short) = (0, false);
         self.brief = false;
         self.waker = None;
         self.steps = 0;
