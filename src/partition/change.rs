@@ -4,6 +4,7 @@
 //! awaited, so each is atomic against everything else.
 
 use super::digest::Digest;
+use super::pace::Merges;
 use super::staged::{Op, Pending, Ticket};
 use super::{Found, Partition};
 use crate::durability::Durability;
@@ -13,6 +14,9 @@ use crate::log::place::{Class, Place};
 use crate::log::record::body_sum;
 use bytes::Bytes;
 use std::rc::Rc;
+
+/// So many merges in a row that give back nothing a delete waits for.
+const IN_VAIN: usize = 3;
 
 /// What must hold for a put to happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,21 +70,21 @@ struct Current {
 /// Of a delete that found no room: what merges give back is for deletes first.
 #[derive(Default)]
 struct Patience {
-    in_vain: bool,
+    /// Merges in a row that have given back nothing.
+    in_vain: usize,
 }
 
 impl Patience {
-    /// Whether to try again, since a merge has given back something meanwhile. One that comes to
-    /// nothing may have been what stood in the way, but only the first time.
-    async fn suffices(&mut self, of: &Partition, deleted: &Result<()>, merges: u64) -> bool {
+    /// Whether to try again, since a merge has given back something since `before`. One that came to
+    /// nothing, and may be over already, may have been what stood in the way.
+    async fn suffices(&mut self, of: &Partition, deleted: &Result<()>, before: Merges) -> bool {
         if !matches!(deleted, Err(Error::Full { .. })) {
             return false;
         }
-        let waited = of.end_of_merge().await;
-        let merged = of.merges_done() != merges;
-        let again = merged || (waited && !self.in_vain);
-        self.in_vain = !merged;
-        again
+        of.end_of_merge().await;
+        let now = of.merges();
+        self.in_vain = if now.done == before.done { self.in_vain + 1 } else { 0 };
+        now.ended != before.ended && self.in_vain <= IN_VAIN
     }
 }
 
@@ -180,7 +184,7 @@ impl Partition {
     ) -> Result<bool> {
         let mut patience = Patience::default();
         loop {
-            let merges = self.merges_done();
+            let merges = self.merges();
             let current = self.current(digest, &key, Need::Presence).await?;
             if !current.present {
                 // A delete before this one may not be safe yet: a crash could bring the key back.
@@ -226,7 +230,7 @@ impl Partition {
                 let version = old.map(|found| found.version);
                 let mut patience = Patience::default();
                 loop {
-                    let merges = self.merges_done();
+                    let merges = self.merges();
                     let op = Op::Delete { key: key.clone() };
                     let deleted = self.stage(digest, op, durability)?.0.wait(self).await;
                     if !patience.suffices(self, &deleted, merges).await {

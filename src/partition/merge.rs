@@ -63,13 +63,13 @@ impl Partition {
             && !self.commit.is_poisoned()
             && !matches!(self.pressure(), Pressure::None)
         {
-            let (was_full, done) = (self.commit.full.borrow().is_some(), self.merging.done.get());
+            let (was_full, done) = (self.commit.full.borrow().is_some(), self.merges().done);
             let merged = match self.choose() {
                 Some(victim) => match self.merge_or_pass(victim).await {
                     // Reads and `verify` report it; the others can still be merged.
                     Err(error) if is_damage(&error) => Ok(()),
                     // The next would come to no more, and so on without end.
-                    Ok(()) if was_full && self.merging.done.get() == done => return,
+                    Ok(()) if was_full && self.merges().done == done => return,
                     merged => merged,
                 },
                 None if self.active_is_garbage() => {
@@ -188,8 +188,9 @@ impl Partition {
         }
         self.count(|stats| stats.merges += 1);
         self.remove_dropped(slot).await?;
-        let gained = self.ledger.borrow().space.totals().0 < total;
-        self.merging.done.set(self.merging.done.get() + u64::from(gained));
+        if self.ledger.borrow().space.totals().0 < total {
+            self.count_done();
+        }
         Ok(())
     }
 

@@ -35,10 +35,18 @@ pub(super) struct Merging {
     /// Finished when a merged segment is garbage no more, and at the end of each merge: whoever began
     /// to wait in between is not forgotten.
     less: RefCell<Rc<Ticket>>,
-    /// Merges that have given back more than their copies took.
-    pub(super) done: Cell<u64>,
+    so_far: Cell<Merges>,
     /// Bytes that the device had free when that was asked for last; none if it never was.
     free: Cell<Option<u64>>,
+}
+
+/// Counts of merges.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Merges {
+    /// That have come to their end, whatever that was.
+    pub(super) ended: u64,
+    /// That have given back more than their copies took.
+    pub(super) done: u64,
 }
 
 /// How far garbage has come.
@@ -118,8 +126,8 @@ impl Partition {
     }
 
     /// Waits until the merge that is under way has come to its end, if one is.
-    pub(super) async fn end_of_merge(&self) -> bool {
-        self.wait_for(&self.merging.end).await
+    pub(super) async fn end_of_merge(&self) {
+        self.wait_for(&self.merging.end).await;
     }
 
     /// Waits until what is being merged is garbage no more, or is left as it is, if something is.
@@ -143,13 +151,21 @@ impl Partition {
 
     /// Whoever waits for the end of a merge goes on.
     pub(super) fn tell_end(&self) {
+        let Merges { ended, done } = self.merging.so_far.get();
+        self.merging.so_far.set(Merges { ended: ended + 1, done });
         self.tell_less();
         self.merging.end.take().finish(Ok(()));
     }
 
-    /// How many merges have given back more than their copies took.
-    pub(super) fn merges_done(&self) -> u64 {
-        self.merging.done.get()
+    /// How many merges there were.
+    pub(super) fn merges(&self) -> Merges {
+        self.merging.so_far.get()
+    }
+
+    /// A merge has given back more than its copies took.
+    pub(super) fn count_done(&self) {
+        let Merges { ended, done } = self.merging.so_far.get();
+        self.merging.so_far.set(Merges { ended, done: done + 1 });
     }
 
     /// Whether a segment is being merged.

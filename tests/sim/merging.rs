@@ -77,7 +77,8 @@ fn merges_hasten_as_free_space_falls_and_no_put_is_refused() {
 /// and so do deletes, which wait for them; and in the end these have made room.
 #[test]
 fn on_a_full_disk_deletes_that_are_spread_out_end_and_make_room() {
-    for chance in 0..12 {
+    // In the life of 106 two merges that give back nothing stand in a delete's way, one after the other.
+    for chance in (0..12).chain([106]) {
         let mut seed = seed_of(chance, 1);
         (seed.segment_bytes, seed.durability) = (256 << 10, Durability::Buffered);
         live(&mut seed, None, LEFT, true, async |scene: Rc<Scene>| {
@@ -85,7 +86,7 @@ fn on_a_full_disk_deletes_that_are_spread_out_end_and_make_room() {
             put(0).await.map_err(|error| format!("{error:?}"))?;
             {
                 let disk = &mut scene.world.borrow_mut().disk;
-                disk.capacity = disk.used() + (5 << 20) + (chance * 20_000);
+                disk.capacity = disk.used() + (5 << 20) + (chance % 12 * 20_000);
             }
             // (These keys are no matter to the model: nobody looks again.)
             let (mut many, mut before) = (1, 0);
@@ -100,12 +101,15 @@ fn on_a_full_disk_deletes_that_are_spread_out_end_and_make_room() {
                 }
             }
             assert!(many > 500, "{many} keys");
+            let mut refused = 0;
             for n in (0..many).filter(|n| n % 10 != 0) {
                 match scene.store.delete(n.to_be_bytes()).await {
-                    Ok(_) | Err(Error::Full { .. }) => {}
+                    Ok(_) => {}
+                    Err(Error::Full { .. }) => refused += 1,
                     Err(other) => return Err(format!("{other:?}")),
                 }
             }
+            assert_eq!(refused, 0, "deletes were refused");
             for n in (0..many).step_by(10) {
                 let value = scene.store.get(n.to_be_bytes()).await;
                 assert!(value.is_ok_and(|value| value.is_some()), "{n} of {many}");
