@@ -84,15 +84,16 @@ impl VerifyReport {
 /// one that is may be shown with its old value, its new one, or not at all. Nothing happens before
 /// the first poll; from then on the next 256 KiB of entries, or what there is of them in a MiB of
 /// the log, are read while the last ones are taken. Memory: two such steps and the MiB that was
-/// read last; more where single entries are larger, and where merges move entries ahead of it.
+/// read last; more where single entries are larger. Where merges move entries ahead of it, it keeps
+/// in mind which: some 2 MB at most, as long as no segment has more than 2^16 entries.
 ///
 /// Each partition is read as it is when the scan comes to it. What is shown was acknowledged; what
 /// has expired is not shown, and that it has is made durable first, as for a get.
 ///
 /// A scan keeps the files that it has yet to read, also those that merges replace meanwhile: the
-/// space comes back when it has passed them, or is dropped. It holds up nothing else. It does not
-/// keep the store open. Dropping it, at any time, ends it; the step that is under way is not waited
-/// for.
+/// space comes back when it has passed them, or is dropped. Merges leave those alone that it could
+/// not keep in mind. It holds up nothing else. It does not keep the store open. Dropping it, at any
+/// time, ends it; the step that is under way is not waited for.
 ///
 /// # Errors
 ///

@@ -145,6 +145,48 @@ fn the_space_that_a_scan_has_kept_comes_back_when_it_has_passed_or_is_dropped() 
     }
 }
 
+/// It remembers each entry that merges move out of what it has yet to read. So they stop at a bound,
+/// and go on when it has passed.
+#[test]
+fn merges_move_so_many_entries_ahead_of_a_scan_and_no_more() {
+    const MANY: u32 = 320_000;
+    const BOUND: u64 = 1 << 16;
+    const RECORD: u64 = 24 + 4 + 4;
+    let _dog = Watchdog::new();
+    let dir = disk_dir();
+    let store = ringlog::Store::builder(dir.path()).partitions(1).segment_bytes(1 << 20);
+    let store = store.durability(Durability::Buffered).cache_bytes(0).open().unwrap();
+    let keys: Vec<_> = (0..MANY).map(u32::to_be_bytes).collect();
+    for some in keys.chunks(4000) {
+        run(try_join_all(some.iter().map(|key| store.put(key, key)))).unwrap();
+    }
+    let mut scan = store.scan();
+    let first = run(scan.next()).unwrap().unwrap();
+    let dead = |key: &[u8; 4]| u32::from_be_bytes(*key) % 4 == 3;
+    let gone: Vec<_> = keys.iter().filter(|key| dead(key)).collect();
+    for some in gone.chunks(4000) {
+        run(try_join_all(some.iter().map(|key| store.delete(key)))).unwrap();
+    }
+    run(store.compact()).unwrap();
+    let total = || run(store.stats()).unwrap().total();
+    let moved = total().bytes_merged / RECORD;
+    // (It is up to three segments ahead of its reader.)
+    let passed = 3 * (1 << 20) / RECORD * 3 / 4;
+    assert!(moved > BOUND / 2 && moved <= BOUND + passed, "{moved} entries were moved");
+    let mut shown = vec![first.key];
+    while let Some(entry) = run(scan.next()) {
+        shown.push(entry.unwrap().key);
+    }
+    shown.sort();
+    assert!(shown.windows(2).all(|two| two[0] != two[1]), "an entry was shown twice");
+    shown.retain(|key| !dead(&key[..].try_into().unwrap()));
+    let wanted = keys.iter().filter(|key| !dead(key)).map(|key| &key[..]);
+    assert!(shown.iter().map(|key| &key[..]).eq(wanted), "{} shown", shown.len());
+    run(store.compact()).unwrap();
+    let total = total();
+    assert!(total.log_bytes < total.live_bytes * 5 / 4, "{total:?}");
+}
+
 #[test]
 fn many_scans_at_the_same_time_each_show_everything() {
     let dir = disk_dir();

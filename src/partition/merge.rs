@@ -149,6 +149,7 @@ impl Partition {
         let (id, room, total) = {
             let ledger = self.ledger.borrow();
             let victim = ledger.space.get(slot);
+            victim.move_ahead();
             (victim.segment.id, self.room_for(victim), ledger.space.totals().0)
         };
         if self.commit.has_unseen() {
@@ -203,7 +204,7 @@ impl Partition {
     /// Removes a dropped segment's file, unless somebody still reads it: then whoever is last does.
     pub(super) async fn remove_dropped(&self, slot: usize) -> Result<()> {
         let segment = match self.ledger.borrow().space.try_get(slot) {
-            Some(extant) if extant.dropped && extant.pins == 0 => Rc::clone(&extant.segment),
+            Some(extant) if extant.dropped && extant.pins.is_empty() => Rc::clone(&extant.segment),
             _ => return Ok(()),
         };
         self.ledger.borrow_mut().space.remove(slot);
@@ -315,7 +316,7 @@ impl Partition {
         loop {
             let (now, mut too_much) = (self.clock.now(), false);
             let victim = self.ledger.borrow().space.iter().find_map(|(slot, e)| {
-                let whole = e.seal.is_some() && !e.damaged && !e.dropped;
+                let whole = e.seal.is_some() && !e.damaged && !e.dropped && !e.is_held();
                 let worth =
                     whole && e.segment.id < last && e.is_worth_merging(now, self.segment_bytes);
                 let fits = worth && self.room_for(e).is_some();

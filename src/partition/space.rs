@@ -7,8 +7,13 @@
 use crate::log::BLOCK;
 use crate::log::place::{Class, MAX_SLOTS, Place};
 use crate::log::segment::Segment;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+
+/// So many entries merges may move out of segments that somebody has yet to read: a scan remembers
+/// each, in 16 bytes, and has to read it where it is now. One segment may have more.
+const MOVED_AHEAD: u64 = 1 << 16;
 
 /// A segment that is there.
 #[derive(Clone, Debug)]
@@ -28,8 +33,9 @@ pub(crate) struct Extant {
     pub(crate) last_expiry: u64,
     /// Offset of its seal, if it has one.
     pub(crate) seal: Option<u64>,
-    /// Whoever reads the file by its name: it must not be removed.
-    pub(crate) pins: usize,
+    /// Whoever has yet to read the file: it must not be removed. Each knows how many entries merges
+    /// have moved ahead of him.
+    pub(crate) pins: Vec<Rc<Cell<u64>>>,
     /// Its hint is being written.
     pub(crate) hinting: bool,
     pub(crate) damaged: bool,
@@ -58,7 +64,19 @@ impl Extant {
     }
 
     pub(crate) fn can_merge(&self) -> bool {
-        self.seal.is_some() && !self.hinting && !self.damaged && !self.dropped
+        self.seal.is_some() && !self.hinting && !self.damaged && !self.dropped && !self.is_held()
+    }
+
+    /// Whether somebody has yet to read it who cannot bear that more entries move ahead of him. It
+    /// would give back nothing before he lets go of it.
+    pub(crate) fn is_held(&self) -> bool {
+        let live = self.live_records;
+        self.pins.iter().any(|moved| moved.get() > 0 && moved.get() + live > MOVED_AHEAD)
+    }
+
+    /// All that is alive in it is being moved.
+    pub(crate) fn move_ahead(&self) {
+        self.pins.iter().for_each(|moved| moved.set(moved.get() + self.live_records));
     }
 }
 
@@ -91,7 +109,7 @@ impl Space {
         });
         self.by_id.insert(segment.id, slot);
         self.len += len;
-        let (live_bytes, live_records, freed_records, pins) = (0, 0, 0, 0);
+        let (live_bytes, live_records, freed_records) = (0, 0, 0);
         self.slots[slot] = Some(Extant {
             segment,
             len,
@@ -102,7 +120,7 @@ impl Space {
             expiring_bytes: 0,
             last_expiry: 0,
             seal,
-            pins,
+            pins: Vec::new(),
             hinting: false,
             damaged: false,
             dropped: false,

@@ -2,7 +2,8 @@
 //!
 //! Invariants: an entry that is not touched meanwhile is shown exactly once, however merges move
 //! it; a walk holds a chunk of memory or two, and a number for each entry that merges move ahead of
-//! it; it keeps the files that it has yet to read, and nothing else: writes and merges go on.
+//! it, which they do up to a bound; it keeps the files that it has yet to read, and nothing else:
+//! writes go on, and merges of other files.
 
 use super::digest::{Digest, DigestSet};
 use super::{LARGE, Partition};
@@ -73,15 +74,18 @@ impl Gathered {
 pub(super) struct Pins {
     partition: Rc<Partition>,
     slots: RefCell<Vec<usize>>,
+    /// Entries that merges have moved out of them, or more.
+    moved: Rc<Cell<u64>>,
 }
 
 impl Pins {
     pub(super) fn new(partition: &Rc<Partition>, slots: Vec<usize>) -> Self {
         let space = &mut partition.ledger.borrow_mut().space;
+        let moved = Rc::<Cell<u64>>::default();
         for &slot in &slots {
-            space.get_mut(slot).pins += 1;
+            space.get_mut(slot).pins.push(Rc::clone(&moved));
         }
-        Self { partition: Rc::clone(partition), slots: RefCell::new(slots) }
+        Self { partition: Rc::clone(partition), slots: RefCell::new(slots), moved }
     }
 
     /// Lets go of one.
@@ -90,7 +94,7 @@ impl Pins {
         if let Some(at) = slots.iter().position(|&pinned| pinned == slot) {
             slots.swap_remove(at);
             drop(slots);
-            self.partition.unpin(slot);
+            self.partition.unpin(slot, &self.moved);
         }
     }
 }
@@ -98,7 +102,7 @@ impl Pins {
 impl Drop for Pins {
     fn drop(&mut self) {
         for slot in self.slots.take() {
-            self.partition.unpin(slot);
+            self.partition.unpin(slot, &self.moved);
         }
     }
 }
@@ -124,12 +128,12 @@ pub(crate) struct Walk {
 }
 
 impl Partition {
-    fn unpin(self: &Rc<Self>, slot: usize) {
+    fn unpin(self: &Rc<Self>, slot: usize, moved: &Rc<Cell<u64>>) {
         let last = {
             let space = &mut self.ledger.borrow_mut().space;
             let extant = space.get_mut(slot);
-            extant.pins -= 1;
-            extant.pins == 0 && extant.dropped
+            extant.pins.retain(|pin| !Rc::ptr_eq(pin, moved));
+            extant.pins.is_empty() && extant.dropped
         };
         // Not while the store is being closed or torn down: the next opening does it then.
         if last && !self.commit.is_closing() && self.home.is_current() {
