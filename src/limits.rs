@@ -29,7 +29,7 @@ pub const REQUEST_OVERHEAD: usize = 1024;
 /// whoever reads more says so.
 pub const CACHE_BYTES: usize = 64 << 20;
 
-/// How large a segment of the log grows, unless the builder says otherwise: 32 MiB. Small enough
+/// How large a segment of the log grows at most, unless the builder says otherwise: 32 MiB. Small enough
 /// that a merge is soon done and space comes back soon, large enough that making files is rare.
 pub const SEGMENT_BYTES: u64 = 32 << 20;
 

@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use store_common::{
-    BLOCK, DROP, Entry, Files, Model, Rng, Watchdog, assert_holds, contents, crash_image, entries,
-    history, is_a, memory_dir, restore, run, segment_name, snapshot, trimmed,
+    BLOCK, DROP, Entry, Files, Model, Rng, Watchdog, assert_holds, contents, crash_image, disk_dir,
+    entries, history, is_a, log_path, memory_dir, restore, run, segment_name, snapshot, trimmed,
 };
 
 fn try_open(dir: &Path) -> Result<Store, Error> {
@@ -251,6 +251,23 @@ fn a_torn_segment_that_a_seal_names_is_made_anew() {
     let anew = &snapshot(dir.path())[&name];
     assert!(!anew.windows(64).any(|bytes| bytes == [0xab; 64]), "it is as new");
     sample.assert_opens(dir.path(), "with a torn segment");
+}
+
+/// A merge takes a segment at a time, and those who wait for less garbage wait for that.
+#[test]
+fn segments_of_a_small_store_are_small() {
+    let dir = disk_dir();
+    let store = Store::builder(dir.path()).durability(ringlog::Durability::Buffered);
+    let store = store.open().unwrap();
+    let log = log_path(dir.path(), 0);
+    let len = |entry: fs::DirEntry| entry.metadata().unwrap().len();
+    let lens = || fs::read_dir(&log).unwrap().map(|entry| len(entry.unwrap()));
+    for n in 0..400u32 {
+        run(store.put(n.to_be_bytes(), vec![1; 64 << 10])).unwrap();
+    }
+    assert!(lens().all(|len| len <= 4 << 20), "{:?}", lens().collect::<Vec<_>>());
+    let used = 400 * (64 << 10);
+    assert!(lens().count() as u64 <= used / (4 << 20) + 4, "{} segments", lens().count());
 }
 
 #[test]

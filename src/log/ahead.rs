@@ -47,7 +47,7 @@ pub(crate) struct Ahead {
 impl Ahead {
     /// For a segment that is full at `limit`: small ones have small pieces.
     pub(crate) fn new(segment: Rc<Segment>, limit: u64) -> Self {
-        let piece = (limit / 128 / BLOCK * BLOCK).clamp(BLOCK, PIECE);
+        let piece = (limit / 16 / BLOCK * BLOCK).clamp(BLOCK, PIECE);
         let (claimed, end, running) = (Cell::new(BLOCK), Cell::new(BLOCK), Cell::new(false));
         let (writing, failed) = (RefCell::default(), RefCell::default());
         Self { segment, piece, claimed, end, running, writing, failed }

@@ -19,7 +19,7 @@ use std::time::Duration;
 /// default size takes about a second at most then, and the device has most of its rate for others.
 const PACE: u64 = 32 << 20;
 /// Garbage that is never worth while: without it small stores would merge all the time.
-const SLACK: u64 = 4 << 20;
+const SLACK: u64 = 2 << 20;
 /// How many merges a put waits for at most, when there is too much garbage: a bound, so that no put
 /// waits for ever where merges do not get ahead. It has been written by then.
 const PATIENCE: usize = 16;
@@ -76,8 +76,8 @@ impl Thresholds {
         // Half of what is live, and a third of what there is room for; and nothing that is not
         // worth the while.
         let bearable = (live / 2).min(room / 3) + slack;
-        let limit = ((live / 5 * 4).min(room / 2) + slack).max(bearable + 1);
-        let waits = (live / 10 * 9).min(room / 2) + 2 * slack;
+        let limit = ((live / 10 * 7).min(room / 2) + slack).max(bearable + 1);
+        let waits = (live / 4 * 3).min(room / 2) + 2 * slack;
         Self { bearable, limit, waits }
     }
 
@@ -252,15 +252,15 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn merging_begins_at_half_of_what_is_live_and_puts_wait_at_nine_tenths() {
+    fn merging_begins_at_half_of_what_is_live_and_puts_wait_at_three_quarters() {
         let thresholds = Thresholds::new(100 * MIB, u64::MAX, 4 * MIB);
-        let (bearable, limit, waits) = (54 * MIB, 84 * MIB, 98 * MIB);
+        let (bearable, limit, waits) = (54 * MIB, 74 * MIB, 83 * MIB);
         assert_eq!(thresholds, Thresholds { bearable, limit, waits });
         let told = [
             (0, Pressure::None),
             (bearable, Pressure::None),
             (bearable + 1, Pressure::Some(0)),
-            (69 * MIB, Pressure::Some(50)),
+            (64 * MIB, Pressure::Some(50)),
             (limit - 1, Pressure::Some(99)),
             (limit, Pressure::Full),
         ];
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(thresholds, Thresholds { bearable, limit, waits });
         // Where little is live that decides, however little room there is.
         let thresholds = Thresholds::new(10 * MIB, 60 * MIB, 4 * MIB);
-        let (bearable, limit, waits) = (9 * MIB, 12 * MIB, 17 * MIB);
+        let (bearable, limit, waits) = (9 * MIB, 11 * MIB, 15 * MIB + MIB / 2);
         assert_eq!(thresholds, Thresholds { bearable, limit, waits });
         // Without any room there is no garbage that is borne.
         let thresholds = Thresholds::new(100 * MIB, 0, 0);
