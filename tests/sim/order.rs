@@ -113,7 +113,8 @@ pub struct Order {
     /// By partition and sequence number: since the last opening that was looked at.
     staged: BTreeMap<Place, Staged>,
     by_op: BTreeMap<u64, Place>,
-    /// Of files that were made: their headers may have been lost.
+    /// Of files that were made, in this life or before: their headers may have been lost, or others'
+    /// bytes may have come over them.
     salts: BTreeMap<Ino, Vec<u8>>,
     /// Files that got groups in this life.
     grown: BTreeMap<Ino, Grown>,
@@ -133,7 +134,6 @@ impl Order {
     }
 
     pub fn begin_life(&mut self) {
-        self.salts.clear();
         self.grown.clear();
         self.failed.clear();
     }
