@@ -30,6 +30,14 @@ pub const PUT: u8 = 1;
 pub const DELETE: u8 = 2;
 pub const MARK: u8 = 3;
 pub const DROP: u8 = 5;
+const SEAL: u8 = 6;
+
+impl Record<'_> {
+    /// Whether it is a seal that does not say what goes on.
+    pub fn names_none(&self) -> bool {
+        self.kind == SEAL && number::<8>(self.value, 24) == 0
+    }
+}
 
 fn number<const N: usize>(bytes: &[u8], at: usize) -> u64 {
     let mut number = [0; 8];
