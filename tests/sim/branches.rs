@@ -49,7 +49,7 @@ branches! {
     Missing "file missing, refused by name",
     MissingNext "  the one that a seal names, or a first one",
     Unneeded "file missing that nobody needs",
-    Unnamed "file missing that a seal could not name: the disk was full",
+    Unnamed "file missing that a seal could not name: no room or no descriptors",
     Salvaged "salvage that reported damage",
     Gone "  and something was gone",
     SalvageSound "salvage without damage",

@@ -131,7 +131,7 @@ impl Seed {
         let (path, ino) = some[self.rng.index(some.len())].clone();
         let logs = Logs::read(&world.disk, DIR);
         let named = logs.is_named(ino);
-        // The disk was full when the seal before it was written: it names nothing.
+        // There was no room, or no descriptor, when the seal before it was written: it names none.
         harm.beyond = logs.is_unnamed(ino);
         world.disk.remove(&path);
         world.faults.note(Fault::FileGone);

@@ -30,6 +30,14 @@ pub const PUT: u8 = 1;
 pub const DELETE: u8 = 2;
 pub const MARK: u8 = 3;
 pub const DROP: u8 = 5;
+const SEAL: u8 = 6;
+
+impl Record<'_> {
+    /// Whether it is a seal that does not say what goes on.
+    pub fn names_none(&self) -> bool {
+        self.kind == SEAL && number::<8>(self.value, 24) == 0
+    }
+}
 
 fn number<const N: usize>(bytes: &[u8], at: usize) -> u64 {
     let mut number = [0; 8];
@@ -113,7 +121,8 @@ pub struct Order {
     /// By partition and sequence number: since the last opening that was looked at.
     staged: BTreeMap<Place, Staged>,
     by_op: BTreeMap<u64, Place>,
-    /// Of files that were made: their headers may have been lost.
+    /// Of files that were made, in this life or before: their headers may have been lost, or others'
+    /// bytes may have come over them.
     salts: BTreeMap<Ino, Vec<u8>>,
     /// Files that got groups in this life.
     grown: BTreeMap<Ino, Grown>,
@@ -133,7 +142,6 @@ impl Order {
     }
 
     pub fn begin_life(&mut self) {
-        self.salts.clear();
         self.grown.clear();
         self.failed.clear();
     }

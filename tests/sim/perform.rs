@@ -4,7 +4,7 @@ use super::branches::Deed;
 use super::disk::{Errno, Ino, Node};
 use super::faults::{Fault, Faults};
 use super::life::DIR;
-use super::order::records;
+use super::order::{Record, records};
 use super::world::{Direct, Job, Open, World};
 use super::wounds::Wound;
 use ringlog::rt::FsSpace;
@@ -130,7 +130,7 @@ impl World {
 
     /// There is no room: on the disk, or by a quota.
     fn no_space(&mut self) -> Errno {
-        self.short = true;
+        (self.short, self.denied) = (true, true);
         if self.aside.one_in(4) { libc::EDQUOT } else { libc::ENOSPC }
     }
 
@@ -385,6 +385,9 @@ impl World {
         let (at, written) =
             (self.moment.get(), result.ok().map(|n| offset + u64::from(n.unsigned_abs())));
         self.order.note_group(partition, ino, (offset, &group), at, written);
+        if !self.denied && group.iter().any(Record::names_none) {
+            self.order.broken = Some("a seal names nothing to go on, without a reason".to_owned());
+        }
         if let (Ok(_), Some(dir)) = (result, segment_in) {
             for record in &group {
                 self.watch.see_record(dir, record);
@@ -434,7 +437,7 @@ impl World {
             _ => self.may_change(Fault::OpenError)?,
         };
         if self.strikes(Fault::NoFiles) {
-            self.short = true;
+            (self.short, self.denied) = (true, true);
             // This process has no more descriptors, or the system has none.
             return Err(if self.aside.one_in(4) { libc::ENFILE } else { libc::EMFILE });
         }

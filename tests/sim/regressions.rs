@@ -6,6 +6,7 @@ use crate::edges::{CUT, DIRECT, KEYS, KILL, LARGE, has, live, look, put, seed, s
 use crate::sim::clients::{Checked, Scene};
 use crate::sim::copies::Copied;
 use crate::sim::faults::Fault;
+use crate::sim::perform::is_segment;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Direct, End};
 use ringlog::{Durability, Error, PutOptions, rt};
@@ -353,4 +354,25 @@ fn whichever_request_fails_what_was_acknowledged_is_kept() {
             fail_each(kind, for_good, direct);
         }
     }
+}
+
+/// A write that lands elsewhere may come over a header. What is written to that segment from then on
+/// the model knows all the same: else a delete would be no reason for its key to be gone.
+#[test]
+fn what_goes_to_a_segment_is_known_though_its_header_is_written_over() {
+    let mut seed = seed(1, DIRECT[1]);
+    live(&mut seed, None, KILL, false, async |scene| {
+        put(&scene, 0, 100, Durability::Sync).await?;
+        drop(rt::timeout_ms(50).await); // the spare that the next life goes on with is made
+        Ok(())
+    });
+    live(&mut seed, None, KILL, false, async |scene| {
+        {
+            let disk = &mut scene.world.borrow_mut().disk;
+            for (_, ino) in disk.files().into_iter().filter(|(path, _)| is_segment(path)) {
+                disk.file(ino).unwrap().replace(0, &[1; 512]);
+            }
+        }
+        put(&scene, 1, 100, Durability::Sync).await
+    });
 }

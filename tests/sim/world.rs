@@ -85,6 +85,8 @@ pub struct World {
     pub errors: u64,
     /// In this life it was short of room or of descriptors, or said so.
     pub short: bool,
+    /// In this life something was refused for want of room or of descriptors.
+    pub denied: bool,
     /// Performed writes of any kind, to files or names.
     pub mutations: u64,
     /// Segments that were opened in vain: their files were gone.
@@ -143,6 +145,7 @@ impl World {
             dropped: BTreeSet::new(),
             errors: 0,
             short: false,
+            denied: false,
             mutations: 0,
             missed: 0,
             files: BTreeMap::new(),
@@ -208,7 +211,7 @@ impl World {
         self.in_flight.clear();
         self.ended = None;
         self.dropped.clear();
-        (self.errors, self.short) = (0, false);
+        (self.errors, self.short, self.denied) = (0, false, false);
         self.brief = false;
         self.waker = None;
         self.steps = 0;

@@ -146,8 +146,7 @@ impl Logs {
     /// Whose log a wound is in, and whether anything proves that bytes are missing there.
     pub fn judge(&self, wound: &Wound) -> Option<(usize, bool)> {
         let (&(partition, id), (_, log)) = self.0.iter().find(|(_, (ino, _))| *ino == wound.ino)?;
-        let later = self.0.range((partition, id + 1)..(partition + 1, 0));
-        let listed = later.map(|(_, (_, log))| log).any(|later| later.lists.contains(&id));
+        let listed = self.is_listed((partition, id));
         let block = wound.from / BLOCK as u64;
         let (zeroes, next) = (log.padding.get(&block), (block + 1) * BLOCK as u64);
         // Zeroes to the end of a block look like padding, unless the mark behind knows better.
@@ -159,20 +158,31 @@ impl Logs {
         Some((partition, wound.from < BLOCK as u64 || spoken_of || listed))
     }
 
-    /// What the last seal before a segment names, if it is one: a first one names itself.
-    fn named_before(&self, ino: Ino) -> Option<(u64, Option<u64>)> {
-        let (&(partition, id), _) = self.0.iter().find(|(_, (other, _))| *other == ino)?;
-        let before = self.0.range((partition, 0)..(partition, id)).next_back();
-        Some((id, before.map_or(Some(1), |(_, (_, log))| log.next)))
+    /// Whether a later segment says that it was there.
+    fn is_listed(&self, (partition, id): (usize, u64)) -> bool {
+        let later = self.0.range((partition, id + 1)..(partition + 1, 0));
+        later.map(|(_, (_, log))| log).any(|later| later.lists.contains(&id))
+    }
+
+    /// What the seal before a segment names, if there is one: a first one names itself.
+    fn named_before(&self, (partition, id): (usize, u64)) -> Option<u64> {
+        let before = self.0.range((partition, 0)..(partition, id)).map(|(_, (_, log))| log);
+        // One that was made in vain has no records, and does not say anything.
+        let before = before.rev().find(|log| !log.marks.is_empty());
+        before.map_or(Some(1), |log| log.next)
     }
 
     /// Whether a segment is the one that the last seal before it names, or a first one.
     pub fn is_named(&self, ino: Ino) -> bool {
-        self.named_before(ino).is_some_and(|(id, named)| named == Some(id))
+        let place = self.0.iter().find(|(_, (other, _))| *other == ino).map(|(place, _)| *place);
+        place.is_some_and(|place| self.named_before(place) == Some(place.1))
     }
 
-    /// Whether the last seal before a segment names nothing.
+    /// Whether a segment has records, and nothing says so: the last seal before it names none.
     pub fn is_unnamed(&self, ino: Ino) -> bool {
-        self.named_before(ino).is_some_and(|(_, named)| named == Some(0))
+        let found = self.0.iter().find(|(_, (other, _))| *other == ino);
+        found.is_some_and(|(&place, (_, log))| {
+            !log.marks.is_empty() && self.named_before(place) == Some(0) && !self.is_listed(place)
+        })
     }
 }
