@@ -141,7 +141,7 @@ mod tests {
     use futures::poll;
     use std::pin::pin;
 
-    const LIMIT: u64 = 512 * BLOCK;
+    const LIMIT: u64 = 256 << 10;
     const PREPARED: u64 = 32 * BLOCK;
     const BLOCKS: usize = 32;
 
