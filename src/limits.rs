@@ -29,8 +29,9 @@ pub const REQUEST_OVERHEAD: usize = 1024;
 /// whoever reads more says so.
 pub const CACHE_BYTES: usize = 64 << 20;
 
-/// How large a segment of the log grows at most, unless the builder says otherwise: 32 MiB. Small enough
-/// that a merge is soon done and space comes back soon, large enough that making files is rare.
+/// How large a segment of the log grows at most, unless the builder says otherwise: 32 MiB. Small
+/// enough that a merge is soon done and space comes back soon, large enough that making files is
+/// rare.
 pub const SEGMENT_BYTES: u64 = 32 << 20;
 
 /// The smallest segments that can be asked for: 64 KiB, which is 16 blocks: a header, some groups

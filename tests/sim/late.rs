@@ -12,6 +12,7 @@ use ringlog::rt::driver::Request;
 use ringlog::rt::{self, Executor};
 use ringlog::{Durability, Error, OpenReport, PutOptions, Store};
 use std::future::Future;
+use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -76,9 +77,13 @@ fn let_go(scene: &Scene, token: u64) {
 /// The path of a file that is read.
 fn read_path(world: &World, request: &Request) -> Option<(String, u64)> {
     let Request::Read { fd, offset, .. } = *request else { return None };
+    path_of(world, fd).map(|path| (path, offset))
+}
+
+/// The path of a file that is open, if it has one.
+fn path_of(world: &World, fd: RawFd) -> Option<String> {
     let ino = world.files.get(&fd)?.ino;
-    let files = world.disk.files();
-    files.into_iter().find(|(_, of)| *of == ino).map(|(path, _)| (path, offset))
+    world.disk.files().into_iter().find(|(_, of)| *of == ino).map(|(path, _)| path)
 }
 
 /// The segments of the store, spares too, in order.
@@ -139,7 +144,9 @@ fn a_hint_whose_read_is_refused_costs_a_scan_and_no_more() {
             Ok(())
         });
         let disk = seed.world.borrow().disk.clone();
-        for (ending, spared) in [("none", 3), ("2.hint", 2), (".hint", 0)] {
+        let mut hints = disk.files().into_iter().map(|(path, _)| path);
+        let one = hints.find(|path| path.ends_with(".hint")).expect("what is sealed has a hint");
+        for (ending, spared) in [("none", 3), (&one, 2), (".hint", 0)] {
             seed.world.borrow_mut().disk = disk.clone();
             let (report, refused) = open_refusing(&seed, ending);
             let found = &report.partitions[0];
@@ -262,6 +269,75 @@ fn verification_goes_on_when_a_spare_was_taken_and_merged_away() {
             let verified = verifying.await.map_err(|error| format!("{error:?}"))?;
             let report = verified.map_err(|error| format!("{error:?}"))?;
             assert!(report.is_sound(), "{report:?}");
+            Ok(())
+        });
+    }
+}
+
+/// A delete finds a merge under way on a full disk, and looks for more room. When it hears that there
+/// is none that merge has come to nothing, and stands in nobody's way any more.
+#[test]
+fn a_delete_outlasts_a_merge_that_has_failed_before_it_is_refused() {
+    // Tombstones of these take room.
+    let key = |n: u32| [&n.to_be_bytes()[..], &[0; 1000]].concat();
+    let failed = |error| format!("{error:?}");
+    for direct in DIRECT {
+        let mut seed = made(1, direct);
+        seed.durability = Durability::Buffered;
+        open(&mut seed, async move |scene| {
+            rest().await;
+            {
+                let disk = &mut scene.world.borrow_mut().disk;
+                disk.capacity = disk.used() + (1200 << 10);
+            }
+            let (store, first) = (scene.store.clone(), logs(&scene).remove(0));
+            let filling = rt::spawn(async move {
+                let mut n = 0;
+                while store.put(key(n), "").await.is_ok() {
+                    n += 1;
+                }
+            });
+            // While its hint is not written the first segment is not merged.
+            let hint = hold(&scene, |world, request| match *request {
+                Request::Write { fd, .. } => {
+                    path_of(world, fd).is_some_and(|path| path.contains(".hint"))
+                }
+                _ => false,
+            })
+            .await;
+            filling.await.map_err(|error| format!("{error:?}"))?;
+            rest().await;
+            scene.world.borrow_mut().disk.capacity = 0;
+            let segments = async || scene.store.stats().await.unwrap().total().segments;
+            let (before, mut n) = (segments().await, 0);
+            // Nearly all that is in the first, and until the last spare is in use.
+            while segments().await == before {
+                assert!(scene.store.delete(key(n)).await.map_err(failed)?);
+                n += 1;
+            }
+            assert!(n > 30, "{n} deletes");
+            let_go(&scene, hint);
+            let merge = hold(&scene, |world, request| {
+                read_path(world, request) == Some((first.clone(), 4096))
+            })
+            .await;
+            rest().await;
+            let deleting = rt::spawn(scene.store.delete(key(n)));
+            let spare = hold(&scene, |_, request| matches!(request, Request::Open { .. })).await;
+            let struck = || scene.world.borrow().faults.struck[Fault::ReadError as usize];
+            let before = struck();
+            strike(&scene, Fault::ReadError, 1);
+            let_go(&scene, merge);
+            while struck() == before {
+                rt::yield_now().await;
+            }
+            strike(&scene, Fault::ReadError, 0);
+            rest().await;
+            assert!(!deleting.is_finished(), "it does not look for room");
+            let_go(&scene, spare);
+            let deleted = deleting.await.map_err(|error| format!("{error:?}"))?;
+            assert!(matches!(deleted, Ok(true)), "{direct:?}: {deleted:?}");
+            scene.world.borrow_mut().disk.capacity = u64::MAX;
             Ok(())
         });
     }

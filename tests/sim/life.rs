@@ -316,10 +316,7 @@ impl Seed {
             scene.abandons = if plan.calm { 0 } else { abandons };
             let scene = Rc::new(scene);
             check_opened(&scene).await?;
-            // After every second opening at the least.
-            if rng.one_in(4) || summary.borrow().opened.is_multiple_of(2) {
-                scene.verify().await?;
-            }
+            scene.verify().await?;
             world.borrow_mut().faults.on = faults_on;
             work(Rc::clone(&scene), rng.fork()).await?;
             world.borrow_mut().faults.on = false;

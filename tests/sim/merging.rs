@@ -1,15 +1,17 @@
 //! What merges owe to those who read and write meanwhile, when the device fails or fills up.
 
 use super::promises::{LEFT, has, live, put, seed_of, syncs_next};
-use crate::sim::clients::Scene;
+use crate::sim::clients::{Checked, Scene};
 use crate::sim::disk::{Ino, Node};
 use crate::sim::faults::Fault;
 use crate::sim::perform::is_segment;
 use crate::sim::rng::Rng;
-use crate::sim::world::{Direct, End};
+use crate::sim::world::{Direct, End, Job};
 use ringlog::rt::driver::Request;
-use ringlog::{Durability, Error, PutOptions, rt};
+use ringlog::{Durability, Error, PartitionStats, PutOptions, rt};
 use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -155,6 +157,71 @@ fn a_segment_that_cannot_be_read_does_not_stop_the_merges_of_others() {
             for key in 0..MANY {
                 assert!(has(&scene, key).await);
             }
+            Ok(())
+        });
+    }
+}
+
+/// Goes on while the device refuses to read what merges read.
+async fn while_merges_fail(scene: &Scene, work: impl Future<Output = Checked>) -> Checked {
+    let mut work = pin!(work);
+    scene.world.borrow_mut().faults.only(Fault::ReadError, 1);
+    let done = poll_fn(|cx| {
+        {
+            let world = &mut *scene.world.borrow_mut();
+            let next = world.in_flight.values().next();
+            // Whoever scans a segment begins behind its header.
+            let scans = |job: &Job| matches!(job.request, Request::Read { offset: 4096, .. });
+            world.faults.on = next.is_some_and(scans);
+        }
+        cx.waker().wake_by_ref();
+        work.as_mut().poll(cx)
+    });
+    let done = done.await;
+    scene.world.borrow_mut().faults.on = false;
+    done
+}
+
+/// There is more garbage than puts bear, in segments that cannot be read. A put waits for the merge of
+/// another, hears that there is less, waits again since that is not enough, and hears of the end.
+#[test]
+fn no_put_waits_for_ever_while_there_is_garbage_that_no_merge_takes() {
+    const MANY: usize = 40;
+    const STAYS: usize = 4;
+    const LEN: usize = 15_000;
+    for (chance, fail) in (0..10).flat_map(|chance| [(chance, false), (chance, true)]) {
+        let mut seed = seed_of(chance, MANY);
+        live(&mut seed, None, LEFT, true, async |scene: Rc<Scene>| {
+            for key in 0..MANY {
+                put(&scene, key, LEN, Durability::Buffered).await?;
+            }
+            let deletes = async {
+                // (These do not wait.)
+                for key in STAYS..MANY {
+                    scene.delete(&mut Rng::new(1), key).await?;
+                }
+                drop(rt::timeout(Duration::from_millis(5)).await);
+                Ok(())
+            };
+            while_merges_fail(&scene, deletes).await?;
+            let stats = async || scene.store.stats().await.unwrap().total();
+            let garbage = |stats: &PartitionStats| stats.log_bytes - stats.live_bytes;
+            let before = stats().await;
+            assert!(before.merges == 0 && garbage(&before) > 400_000, "{before:?}");
+            let puts = async {
+                for turn in 0..40 {
+                    put(&scene, turn % STAYS, LEN, Durability::Buffered).await?;
+                }
+                Ok(())
+            };
+            // Other merges fail too, or do not.
+            if fail {
+                while_merges_fail(&scene, puts).await?;
+            } else {
+                puts.await?;
+            }
+            let after = stats().await;
+            assert!((after.merges == 0) == fail && garbage(&after) > 400_000, "{after:?}");
             Ok(())
         });
     }
