@@ -260,9 +260,10 @@ fn segments_of_a_small_store_are_small() {
     let store = Store::builder(dir.path()).durability(ringlog::Durability::Buffered);
     let store = store.open().unwrap();
     let log = dir.path().join("p0000");
-    // One that is being made gets another name meanwhile.
-    let len = |entry: fs::DirEntry| entry.metadata().ok().map(|of| of.len());
-    let lens = || fs::read_dir(&log).unwrap().filter_map(|entry| len(entry.unwrap()));
+    let is_log = |entry: &fs::DirEntry| is_a(&entry.file_name().to_string_lossy(), "log");
+    let logs = || fs::read_dir(&log).unwrap().map(Result::unwrap).filter(is_log);
+    // One that is unlinked meanwhile is none any more.
+    let lens = || logs().filter_map(|entry| entry.metadata().ok()).map(|of| of.len());
     for n in 0..400u32 {
         run(store.put(n.to_be_bytes(), vec![1; 64 << 10])).unwrap();
     }

@@ -23,12 +23,6 @@ use std::sync::Arc;
 
 /// Segments that are made ahead: one to go on with, and one in reserve.
 pub(super) const SPARES: usize = 2;
-/// So many times the list of all segments, with which each begins, a segment has room for at least.
-const LISTS: u64 = 16;
-/// A segment has this share of what is alive at most, unless it is small.
-const SHARES: u64 = 8;
-/// What a segment has room for, however little is alive: making one costs three syncs.
-const SMALL: u64 = 4 << 20;
 /// What is remembered for hints that are being written is kept for so many: a device that stalls
 /// does not fill the memory.
 const HINTS: usize = 2;
@@ -310,18 +304,9 @@ impl Partition {
         let slot =
             self.ledger.borrow_mut().space.add(Rc::clone(&spare.segment), crate::log::BLOCK, None);
         self.commit.set_active(slot);
-        *writer = Writer::new(spare.segment, spare.prepared, self.next_limit());
+        let limit = self.ledger.borrow().space.next_limit(self.segment_bytes);
+        *writer = Writer::new(spare.segment, spare.prepared, limit);
         self.start_making_spares();
-    }
-
-    /// How large the next segment is to grow.
-    fn next_limit(&self) -> u64 {
-        let space = &self.ledger.borrow().space;
-        // In a small store they are small: a merge takes its share of it, and so do those who wait.
-        let share = (space.totals().1 / SHARES).max(SMALL);
-        // Where there are very many, they are larger: the list of them is little in each.
-        let least = LISTS * 8 * space.count() as u64;
-        share.min(self.segment_bytes).max(least)
     }
 }
 

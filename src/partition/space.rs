@@ -15,6 +15,13 @@ use std::rc::Rc;
 /// each, in 16 bytes, and has to read it where it is now. One segment may have more.
 const MOVED_AHEAD: u64 = 1 << 16;
 
+/// A segment has this share of what is alive at most, unless it is small.
+const SHARES: u64 = 8;
+/// What a segment has room for, however little is alive: making one takes three syncs.
+const SMALL: u64 = 4 << 20;
+/// So many times the list of all segments, with which each begins, a segment has room for at least.
+const LISTS: u64 = 16;
+
 /// A segment that is there.
 #[derive(Clone, Debug)]
 pub(crate) struct Extant {
@@ -249,6 +256,15 @@ impl Space {
     /// Bytes that all segments hold, and how many of them are alive.
     pub(crate) fn totals(&self) -> (u64, u64) {
         (self.len, self.live_bytes)
+    }
+
+    /// How large the next segment is to grow, if `most` is what one may have.
+    pub(crate) fn next_limit(&self, most: u64) -> u64 {
+        // In a small store they are small: a merge takes its share of it, and so do those who wait.
+        let share = (self.live_bytes / SHARES).max(SMALL);
+        // Where there are very many, they are larger: the list of them is little in each.
+        let least = LISTS * 8 * self.count() as u64;
+        share.min(most).max(least)
     }
 
     /// The segment in a slot, to be read.
