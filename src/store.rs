@@ -191,7 +191,7 @@ impl Store {
     /// poll.
     ///
     /// It waits for its turn while the partition has taken in [`QUEUE_BYTES`](crate::QUEUE_BYTES),
-    /// and for merges, once it is written, while garbage exceeds nine tenths of the live data and
+    /// and for merges, once it is written, while garbage exceeds three quarters of the live data and
     /// some MiB.
     ///
     /// # Errors

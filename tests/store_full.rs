@@ -205,9 +205,26 @@ fn on_a_full_disk_deletes_that_are_spread_out_make_room_too() {
         on_small_disk(TEST, 6 << 20);
         return;
     };
+    deletes_make_room(&disk, SEGMENT);
+}
+
+/// Where segments are smaller than they may be, as in any small store.
+#[test]
+fn so_they_do_with_segments_of_the_usual_size() {
+    const TEST: &str = "so_they_do_with_segments_of_the_usual_size";
+    let Some(disk) = told(TEST) else {
+        on_small_disk(TEST, 80 << 20);
+        return;
+    };
+    deletes_make_room(&disk, ringlog::SEGMENT_BYTES);
+}
+
+fn deletes_make_room(disk: &Path, segment_bytes: u64) {
     let _dog = Watchdog::new();
     let dir = disk.join("store");
-    let store = builder(&dir).durability(Durability::Buffered).open().unwrap();
+    let open =
+        || builder(&dir).segment_bytes(segment_bytes).durability(Durability::Buffered).open();
+    let store = open().unwrap();
     let mut map = Map::new();
     fill(&store, &dir, &mut map);
     let mut refused = 0;
@@ -223,7 +240,7 @@ fn on_a_full_disk_deletes_that_are_spread_out_make_room_too() {
     map.insert(b"after".to_vec(), b"value".to_vec());
     assert_is(&store, &map, "deleted");
     run(store.close()).unwrap();
-    assert_is(&builder(&dir).open().unwrap(), &map, "opened again");
+    assert_is(&open().unwrap(), &map, "opened again");
 }
 
 #[test]

@@ -355,14 +355,20 @@ impl Segment {
         allocate(&self.fd().await?, from, to - from).await
     }
 
-    /// Gives back the blocks of a file that is about to be removed, a piece at a time: all at once
-    /// hold up a disk that discards them for tens of milliseconds. Does nothing if the file has
-    /// another name, in a backup.
+    /// Opens the file, so that it still has its blocks when it has no name any more.
+    pub(crate) async fn keep_blocks(&self) -> io::Result<()> {
+        self.fd().await.map(drop)
+    }
+
+    /// Gives back the blocks of a file that was unlinked, durably, a piece at a time: all at once
+    /// hold up a disk that discards them for tens of milliseconds. (A file that has lost its end and
+    /// still has its name could be taken for a log that goes on nowhere.) Does nothing if it was not
+    /// kept open, or has another name, in a backup.
     pub(crate) async fn give_back(&self) -> io::Result<()> {
-        let fd = self.fd().await?;
+        let Some(fd) = self.fd.borrow().clone() else { return Ok(()) };
         let stat = rt::stat(&fd).await?;
         let mut len = stat.len;
-        while stat.links == 1 && len > GIVEN_BACK {
+        while stat.links == 0 && len > GIVEN_BACK {
             len -= GIVEN_BACK;
             rt::truncate(&fd, len).await?;
             rt::timeout(BREATH).await?;

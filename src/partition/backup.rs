@@ -54,7 +54,7 @@ impl Partition {
         Ok(BackupPart {
             partition: Rc::clone(self),
             hold: RefCell::new(Some(hold)),
-            _pins: Pins::new(self, slots),
+            _pins: Pins::new(self, slots, false),
             sealed,
             active,
             sequence: self.commit.sequence(),

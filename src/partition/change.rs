@@ -15,7 +15,7 @@ use crate::log::record::body_sum;
 use bytes::Bytes;
 use std::rc::Rc;
 
-/// So many merges in a row that give back nothing a delete waits for.
+/// After so many merges in a row that gave back nothing a delete still tries again.
 const IN_VAIN: usize = 3;
 
 /// What must hold for a put to happen.

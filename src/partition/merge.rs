@@ -204,7 +204,7 @@ impl Partition {
     /// Removes a dropped segment's file, unless somebody still reads it: then whoever is last does.
     pub(super) async fn remove_dropped(&self, slot: usize) -> Result<()> {
         let segment = match self.ledger.borrow().space.try_get(slot) {
-            Some(extant) if extant.dropped && extant.pins.is_empty() => Rc::clone(&extant.segment),
+            Some(extant) if extant.dropped && !extant.is_pinned() => Rc::clone(&extant.segment),
             _ => return Ok(()),
         };
         self.ledger.borrow_mut().space.remove(slot);
@@ -213,9 +213,10 @@ impl Partition {
 
     /// Unlinks a segment that the log has dropped, durably.
     pub(super) async fn remove_file(&self, segment: &Segment) -> Result<()> {
-        if self.commit.full.borrow().is_none() {
-            // If it cannot be done, the unlinking does it all at once.
-            drop(segment.give_back().await);
+        // If its blocks cannot be given back in pieces, that is done all at once.
+        let in_pieces = self.commit.full.borrow().is_none();
+        if in_pieces {
+            drop(segment.keep_blocks().await);
         }
         for path in [hint::path_of(segment), segment.path().to_owned()] {
             match rt::unlink(None, &path).await {
@@ -223,7 +224,11 @@ impl Partition {
                 result => result.map_err(Error::io("remove", &path))?,
             }
         }
-        sync_dir(&self.dir).await
+        sync_dir(&self.dir).await?;
+        if in_pieces {
+            drop(segment.give_back().await);
+        }
+        Ok(())
     }
 
     /// Stages what is alive in a segment again, and notes what is to be counted down.

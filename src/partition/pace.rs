@@ -40,7 +40,7 @@ pub(super) struct Merging {
     free: Cell<Option<u64>>,
 }
 
-/// Counts of merges.
+/// Counts of merges, and of what else is told as one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Merges {
     /// That have come to their end, whatever that was.
@@ -98,8 +98,7 @@ impl Partition {
     /// overwrites waits for them. The put has its place by then, so no order changes.
     pub(super) async fn keep_pace(&self) {
         for _ in 0..PATIENCE {
-            let (len, live) = self.ledger.borrow().space.totals();
-            let garbage = len.saturating_sub(live);
+            let (garbage, live) = self.ledger.borrow().space.garbage();
             if garbage <= self.thresholds(garbage, live).waits || !self.less_garbage().await {
                 break;
             }
@@ -157,7 +156,7 @@ impl Partition {
         self.merging.end.take().finish(Ok(()));
     }
 
-    /// How many merges there were.
+    /// What there was so far.
     pub(super) fn merges(&self) -> Merges {
         self.merging.so_far.get()
     }
@@ -182,8 +181,8 @@ impl Partition {
     pub(super) fn pressure(&self) -> Pressure {
         let (garbage, live) = {
             let space = &self.ledger.borrow().space;
-            let ((len, live), expired) = (space.totals(), space.expired(self.clock.now()));
-            (len.saturating_sub(live) + expired, live - expired)
+            let ((garbage, live), expired) = (space.garbage(), space.expired(self.clock.now()));
+            (garbage + expired, live - expired)
         };
         if self.commit.full.borrow().is_some() {
             return Pressure::Full;

@@ -106,7 +106,8 @@ impl Plan {
             None => {
                 let Spare { segment, prepared } = spares.remove(0);
                 let slot = self.ledger.space.add(Rc::clone(&segment), BLOCK, None);
-                (Writer::new(segment, prepared, self.ledger.space.next_limit(segment_bytes)), slot)
+                let limit = self.ledger.space.next_limit(segment_bytes, prepared);
+                (Writer::new(segment, prepared, limit), slot)
             }
         };
         let commit = Commit::new(writer, active, spares, (self.sequence, self.clock), hint_entries);

@@ -32,7 +32,7 @@ const FEW: u64 = 8;
 impl Partition {
     /// What a spare has prepared at the least: the last one is for deletes and merges on a full disk.
     pub(super) fn least_reserve(&self) -> u64 {
-        (self.segment_bytes / 8).clamp(FIRST_ROOM / 16, FIRST_ROOM * 4).next_multiple_of(BLOCK)
+        (self.segment_bytes / 8).clamp(FIRST_ROOM / 16, FIRST_ROOM * 2).next_multiple_of(BLOCK)
     }
 
     /// What a spare should have prepared. As the disk fills up it is a 16th of what is there, and at
@@ -304,7 +304,7 @@ impl Partition {
         let slot =
             self.ledger.borrow_mut().space.add(Rc::clone(&spare.segment), crate::log::BLOCK, None);
         self.commit.set_active(slot);
-        let limit = self.ledger.borrow().space.next_limit(self.segment_bytes);
+        let limit = self.ledger.borrow().space.next_limit(self.segment_bytes, spare.prepared);
         *writer = Writer::new(spare.segment, spare.prepared, limit);
         self.start_making_spares();
     }

@@ -22,6 +22,15 @@ const SMALL: u64 = 4 << 20;
 /// So many times the list of all segments, with which each begins, a segment has room for at least.
 const LISTS: u64 = 16;
 
+/// Somebody who has yet to read the files of some segments.
+#[derive(Debug)]
+pub(crate) struct Pin {
+    /// Whether he remembers what merges move ahead of him.
+    pub(crate) remembers: bool,
+    /// How many entries that were, or more.
+    pub(crate) moved: Cell<u64>,
+}
+
 /// A segment that is there.
 #[derive(Clone, Debug)]
 pub(crate) struct Extant {
@@ -40,9 +49,8 @@ pub(crate) struct Extant {
     pub(crate) last_expiry: u64,
     /// Offset of its seal, if it has one.
     pub(crate) seal: Option<u64>,
-    /// Whoever has yet to read the file: it must not be removed. Each knows how many entries merges
-    /// have moved ahead of him.
-    pub(crate) pins: Vec<Rc<Cell<u64>>>,
+    /// Whoever has yet to read the file: it must not be removed.
+    pins: Vec<Rc<Pin>>,
     /// Its hint is being written.
     pub(crate) hinting: bool,
     pub(crate) damaged: bool,
@@ -74,16 +82,21 @@ impl Extant {
         self.seal.is_some() && !self.hinting && !self.damaged && !self.dropped && !self.is_held()
     }
 
+    pub(crate) fn is_pinned(&self) -> bool {
+        !self.pins.is_empty()
+    }
+
     /// Whether somebody has yet to read it who cannot bear that more entries move ahead of him. It
     /// would give back nothing before he lets go of it.
     pub(crate) fn is_held(&self) -> bool {
-        let live = self.live_records;
-        self.pins.iter().any(|moved| moved.get() > 0 && moved.get() + live > MOVED_AHEAD)
+        let too_many = |moved: u64| moved > 0 && moved + self.live_records > MOVED_AHEAD;
+        let mut pins = self.pins.iter();
+        self.live_records > 0 && pins.any(|pin| pin.remembers && too_many(pin.moved.get()))
     }
 
     /// All that is alive in it is being moved.
     pub(crate) fn move_ahead(&self) {
-        self.pins.iter().for_each(|moved| moved.set(moved.get() + self.live_records));
+        self.pins.iter().for_each(|pin| pin.moved.set(pin.moved.get() + self.live_records));
     }
 }
 
@@ -99,6 +112,8 @@ pub(crate) struct Space {
     len: u64,
     live_bytes: u64,
     expiring_bytes: u64,
+    /// Pins of all segments.
+    pinned: usize,
 }
 
 impl Space {
@@ -258,13 +273,42 @@ impl Space {
         (self.len, self.live_bytes)
     }
 
-    /// How large the next segment is to grow, if `most` is what one may have.
-    pub(crate) fn next_limit(&self, most: u64) -> u64 {
+    /// How large the next segment is to grow, if `most` is what one may have, and so much of it is
+    /// prepared.
+    pub(crate) fn next_limit(&self, most: u64, prepared: u64) -> u64 {
         // In a small store they are small: a merge takes its share of it, and so do those who wait.
-        let share = (self.live_bytes / SHARES).max(SMALL);
+        // What is prepared is counted on.
+        let share = (self.live_bytes / SHARES).max(SMALL).max(prepared);
         // Where there are very many, they are larger: the list of them is little in each.
         let least = LISTS * 8 * self.count() as u64;
         share.min(most).max(least)
+    }
+
+    /// Its file stays until he lets go of it.
+    pub(crate) fn pin(&mut self, slot: usize, pin: &Rc<Pin>) {
+        self.get_mut(slot).pins.push(Rc::clone(pin));
+        self.pinned += 1;
+    }
+
+    pub(crate) fn unpin(&mut self, slot: usize, pin: &Rc<Pin>) {
+        self.get_mut(slot).pins.retain(|other| !Rc::ptr_eq(other, pin));
+        self.pinned -= 1;
+    }
+
+    /// Bytes of garbage that no merge takes, since somebody has yet to read it.
+    fn held(&self) -> u64 {
+        // Asked for each put: where nobody reads, no segment is looked at.
+        if self.pinned == 0 {
+            return 0;
+        }
+        let held = self.slots.iter().flatten().filter(|e| !e.dropped && e.is_held());
+        held.map(|e| e.len.saturating_sub(e.live_bytes)).sum()
+    }
+
+    /// Bytes of garbage that merges can take, as far as what expires does not count, and of what is
+    /// alive.
+    pub(crate) fn garbage(&self) -> (u64, u64) {
+        (self.len.saturating_sub(self.live_bytes).saturating_sub(self.held()), self.live_bytes)
     }
 
     /// The segment in a slot, to be read.

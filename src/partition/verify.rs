@@ -49,7 +49,7 @@ impl Partition {
             let space = &self.ledger.borrow().space;
             space.iter().filter(|(_, e)| !e.dropped).map(|(slot, _)| slot).collect()
         };
-        let pins = Pins::new(self, slots.clone());
+        let pins = Pins::new(self, slots.clone(), false);
         let mut verified = Verified::default();
         verified.note(self.verify_superblock().await)?;
         for slot in slots {

@@ -3,9 +3,10 @@
 //! Invariants: an entry that is not touched meanwhile is shown exactly once, however merges move
 //! it; a walk holds a chunk of memory or two, and a number for each entry that merges move ahead of
 //! it, which they do up to a bound; it keeps the files that it has yet to read, and nothing else:
-//! writes go on, and merges of other files.
+//! writes go on, and merges.
 
 use super::digest::{Digest, DigestSet};
+use super::space::Pin;
 use super::{LARGE, Partition};
 use crate::error::Result;
 use crate::log::CHUNK;
@@ -74,18 +75,18 @@ impl Gathered {
 pub(super) struct Pins {
     partition: Rc<Partition>,
     slots: RefCell<Vec<usize>>,
-    /// Entries that merges have moved out of them, or more.
-    moved: Rc<Cell<u64>>,
+    pin: Rc<Pin>,
 }
 
 impl Pins {
-    pub(super) fn new(partition: &Rc<Partition>, slots: Vec<usize>) -> Self {
+    /// For one who remembers what merges move ahead of him, or does not care.
+    pub(super) fn new(partition: &Rc<Partition>, slots: Vec<usize>, remembers: bool) -> Self {
         let space = &mut partition.ledger.borrow_mut().space;
-        let moved = Rc::<Cell<u64>>::default();
+        let pin = Rc::new(Pin { remembers, moved: Cell::new(0) });
         for &slot in &slots {
-            space.get_mut(slot).pins.push(Rc::clone(&moved));
+            space.pin(slot, &pin);
         }
-        Self { partition: Rc::clone(partition), slots: RefCell::new(slots), moved }
+        Self { partition: Rc::clone(partition), slots: RefCell::new(slots), pin }
     }
 
     /// Lets go of one.
@@ -94,7 +95,7 @@ impl Pins {
         if let Some(at) = slots.iter().position(|&pinned| pinned == slot) {
             slots.swap_remove(at);
             drop(slots);
-            self.partition.unpin(slot, &self.moved);
+            self.partition.unpin(slot, &self.pin);
         }
     }
 }
@@ -102,7 +103,7 @@ impl Pins {
 impl Drop for Pins {
     fn drop(&mut self) {
         for slot in self.slots.take() {
-            self.partition.unpin(slot, &self.moved);
+            self.partition.unpin(slot, &self.pin);
         }
     }
 }
@@ -128,18 +129,24 @@ pub(crate) struct Walk {
 }
 
 impl Partition {
-    fn unpin(self: &Rc<Self>, slot: usize, moved: &Rc<Cell<u64>>) {
-        let last = {
+    fn unpin(self: &Rc<Self>, slot: usize, pin: &Rc<Pin>) {
+        let (last, held) = {
             let space = &mut self.ledger.borrow_mut().space;
-            let extant = space.get_mut(slot);
-            extant.pins.retain(|pin| !Rc::ptr_eq(pin, moved));
-            extant.pins.is_empty() && extant.dropped
+            let held = space.get(slot).is_held();
+            space.unpin(slot, pin);
+            let extant = space.get(slot);
+            (!extant.is_pinned() && extant.dropped, held)
         };
         // Not while the store is being closed or torn down: the next opening does it then.
-        if last && !self.commit.is_closing() && self.home.is_current() {
+        if self.commit.is_closing() || !self.home.is_current() {
+            return;
+        }
+        if last {
             let partition = Rc::clone(self);
             // If the removal fails, the next opening does it.
             self.chore(async move { drop(partition.remove_dropped(slot).await) });
+        } else if held {
+            self.consider_merging();
         }
     }
 
@@ -150,7 +157,8 @@ impl Partition {
             let there = space.iter().filter(|(_, e)| !e.dropped);
             there.map(|(slot, e)| (e.segment.id, (slot, e.scan_len().min(e.len), e.end))).collect()
         };
-        let pins = Pins::new(self, segments.values().map(|&(slot, ..)| slot).collect());
+        let slots = segments.values().map(|&(slot, ..)| slot).collect();
+        let pins = Pins::new(self, slots, true);
         Walk {
             pins,
             prefix,

@@ -72,8 +72,8 @@ impl Store {
 
     /// Merges away the garbage that there is now, and resolves when its space has come back; that
     /// of files which a scan, a backup or a verification still reads comes back when these let go,
-    /// and where they have very many entries it merges no more of these files than a scan can keep
-    /// in mind (some 65,000 entries a partition).
+    /// and of those that a scan has yet to read it merges no more than that can keep in mind (some
+    /// 65,000 entries a partition).
     /// Not needed: merges run by themselves where there is enough garbage.
     ///
     /// Each partition ends its active segment, and merges each segment whose garbage is more than

@@ -202,6 +202,14 @@ impl Disk {
         u32::try_from(names.sum::<usize>()).unwrap()
     }
 
+    /// Whether it has a name, or a power cut may give it one.
+    pub fn may_have_a_name(&self, ino: Ino) -> bool {
+        self.nodes.values().any(|node| match node {
+            Node::Dir(dir) => dir.names.values().chain(dir.durable.values()).any(|&of| of == ino),
+            _ => false,
+        })
+    }
+
     pub fn unlink(&mut self, path: &str) -> Result<(), Errno> {
         let (ino, (dir, name)) = (self.find(path)?, self.parent(path)?);
         if matches!(self.node(ino), Node::Dir(_)) {

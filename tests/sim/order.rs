@@ -30,7 +30,7 @@ pub const PUT: u8 = 1;
 pub const DELETE: u8 = 2;
 pub const MARK: u8 = 3;
 pub const DROP: u8 = 5;
-const SEAL: u8 = 6;
+pub const SEAL: u8 = 6;
 
 impl Record<'_> {
     /// Whether it is a seal that does not say what goes on.

@@ -4,7 +4,7 @@ use super::branches::Deed;
 use super::disk::{Errno, Ino, Node};
 use super::faults::{Fault, Faults};
 use super::life::DIR;
-use super::order::{Record, records};
+use super::order::{Record, SEAL, records};
 use super::world::{Direct, Job, Open, World};
 use super::wounds::Wound;
 use ringlog::rt::FsSpace;
@@ -165,6 +165,9 @@ impl World {
             Request::Truncate { fd, len } => {
                 let open = self.file(fd, true)?;
                 self.fail_at_random(Fault::WriteError)?;
+                if open.partition.is_some() {
+                    self.note_cut(open.ino, len);
+                }
                 let now = self.tick();
                 self.disk.file(open.ino)?.truncate(len, now);
                 Ok(0)
@@ -392,6 +395,20 @@ impl World {
             for record in &group {
                 self.watch.see_record(dir, record);
             }
+        }
+    }
+
+    /// A log that has its name, or may have it again, ends with its seal at the least: without it
+    /// nothing would say that another goes on.
+    fn note_cut(&mut self, ino: Ino, len: u64) {
+        let Node::File(content) = self.disk.node(ino) else { return };
+        if !self.wounds.is_empty() || !self.disk.may_have_a_name(ino) || len >= content.len {
+            return;
+        }
+        let salt = self.order.salt(ino, (len, &[]), content);
+        let block = content.bytes(len - 4096, 4096);
+        if !records(&salt, &block, len - 4096).any(|record| record.kind == SEAL) {
+            self.order.broken = Some(format!("a log that has a name is cut at {len}"));
         }
     }
 
