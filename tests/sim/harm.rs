@@ -21,7 +21,7 @@ use std::rc::Rc;
 
 /// What was done to a disk.
 #[derive(Default)]
-struct Harm {
+pub struct Harm {
     what: Vec<String>,
     /// A file that is gone, and whether something says that it was there.
     removed: Option<(String, bool)>,
@@ -42,13 +42,18 @@ pub fn is_kind(path: &str, kind: &str) -> bool {
 impl Seed {
     /// Harms the disk in some way, and looks at what follows.
     pub fn harm(&mut self) -> Checked {
+        self.harm_so(Self::harm_somehow)
+    }
+
+    /// The same, in that way.
+    pub fn harm_so(&mut self, how: impl FnOnce(&mut Self, &mut Harm) -> Checked) -> Checked {
         if self.world.borrow().disk.find(&format!("{DIR}/STORE")).is_err() {
             return Ok(());
         }
         let (disk, model) = (self.world.borrow().disk.clone(), self.model.borrow().clone());
         let order = self.world.borrow().order.clone();
         let mut harm = Harm::default();
-        let outcome = self.harmed(&mut harm);
+        let outcome = self.harmed(&mut harm, how);
         {
             let world = &mut *self.world.borrow_mut();
             (world.disk, world.order) = (disk, order);
@@ -60,7 +65,11 @@ impl Seed {
         outcome.map_err(|why| format!("{}: {why}", harm.what.join(", ")))
     }
 
-    fn harmed(&mut self, harm: &mut Harm) -> Checked {
+    fn harmed(
+        &mut self,
+        harm: &mut Harm,
+        how: impl FnOnce(&mut Self, &mut Harm) -> Checked,
+    ) -> Checked {
         {
             let world = &mut *self.world.borrow_mut();
             world.wounds.clear();
@@ -68,6 +77,16 @@ impl Seed {
         }
         let (partitions, secret) = (self.partitions, secret(&self.world.borrow().disk, DIR));
         self.model.borrow_mut().assign(|key| partition_of(&secret, key, partitions));
+        how(self, harm)?;
+        self.allow(harm);
+        if self.talks {
+            println!("-- harm: {:?}, wounds {:?}", harm.what, self.world.borrow().wounds);
+        }
+        let refused = self.open_harmed(harm)?;
+        if refused || self.rng.one_in(3) { self.salvage(harm) } else { Ok(()) }
+    }
+
+    fn harm_somehow(&mut self, harm: &mut Harm) -> Checked {
         match self.rng.below(8) {
             0..2 => self.rot(harm, Fault::BitFlip),
             2 => self.rot(harm, Fault::SectorGone),
@@ -75,12 +94,7 @@ impl Seed {
             5..7 => self.betray(harm, Fault::LostWrite)?,
             _ => self.betray(harm, Fault::Misdirected)?,
         }
-        self.allow(harm);
-        if self.talks {
-            println!("-- harm: {:?}, wounds {:?}", harm.what, self.world.borrow().wounds);
-        }
-        let refused = self.open_harmed(harm)?;
-        if refused || self.rng.one_in(3) { self.salvage(harm) } else { Ok(()) }
+        Ok(())
     }
 
     /// Something that is at rest changes, in a file that has any bytes.

@@ -417,7 +417,11 @@ impl World {
         let (now, moment) = (self.tick(), self.moment.get());
         let content = self.disk.file(ino)?;
         content.grow(offset + bytes.len() as u64, now);
-        self.wounds.extend(Wound::lost(content, ino, offset, bytes, moment));
+        if let Some(wound) = Wound::lost(content, ino, offset, bytes, moment) {
+            // The next group of that block may heal it. What it healed is as old as what was lost.
+            content.written.push((wound.from, wound.to, moment));
+            self.wounds.push(wound);
+        }
         if self.brief {
             self.end_within(30);
         }

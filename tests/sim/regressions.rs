@@ -9,6 +9,7 @@ use crate::sim::faults::Fault;
 use crate::sim::perform::is_segment;
 use crate::sim::rng::Rng;
 use crate::sim::world::{Direct, End};
+use crate::sim::wounds::Wound;
 use ringlog::{Durability, Error, PutOptions, rt};
 use std::cell::Cell;
 use std::future::Future;
@@ -375,4 +376,46 @@ fn what_goes_to_a_segment_is_known_though_its_header_is_written_over() {
         }
         put(&scene, 1, 100, Durability::Sync).await
     });
+}
+
+/// A write that is lost, and that the next group of its block heals, was acknowledged when it was lost.
+/// If something else comes over that block, nothing proves that either of the two was there.
+#[test]
+fn what_is_written_again_is_as_old_as_when_it_was_lost() {
+    const LOST: [usize; 2] = [0, 1];
+    let mut seed = seed(1, DIRECT[0]); // where no zeroes are written ahead
+    let stale = Rc::new(Cell::new(0));
+    look(&mut seed);
+    let harmed = seed.harm_so(|seed, _| {
+        live(seed, None, KILL, false, async |scene| {
+            for key in LOST {
+                put(&scene, key, 100, Durability::Sync).await?;
+            }
+            let loses = |on| {
+                let faults = &mut scene.world.borrow_mut().faults;
+                faults.only(Fault::LostWrite, 1);
+                faults.on = on;
+            };
+            loses(true);
+            put(&scene, LOST[0], 100, Durability::Buffered).await?;
+            loses(false);
+            put(&scene, LOST[1], 100, Durability::Buffered).await?;
+            {
+                let world = &mut *scene.world.borrow_mut();
+                assert_eq!(world.wounds.len(), 0, "it is not healed");
+                for (_, ino) in world.disk.files().into_iter().filter(|(path, _)| is_segment(path))
+                {
+                    // Behind the two that were synced.
+                    let content = world.disk.file(ino).unwrap();
+                    world.wounds.extend(Wound::over(content, ino, 3 * 4096, &[0; 4096]));
+                    content.write_through(3 * 4096, &[0; 4096]);
+                }
+                stale.set(world.wounds.len());
+                world.end(End::Kill);
+            }
+            std::future::pending().await
+        });
+        Ok(())
+    });
+    assert_eq!((harmed, stale.get()), (Ok(()), 1));
 }
