@@ -218,6 +218,7 @@ impl Partition {
         if in_pieces {
             drop(segment.keep_blocks().await);
         }
+        let turn = self.naming_turn().await;
         for path in [hint::path_of(segment), segment.path().to_owned()] {
             match rt::unlink(None, &path).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -225,6 +226,7 @@ impl Partition {
             }
         }
         sync_dir(&self.dir).await?;
+        drop(turn);
         if in_pieces {
             drop(segment.give_back().await);
         }

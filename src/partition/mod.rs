@@ -99,6 +99,8 @@ pub(crate) struct Partition {
     buffers: RefCell<Vec<AlignedBuf>>,
     /// Hints that are being written, or are to be.
     hints: Cell<usize>,
+    /// Somebody changes names in its folder.
+    naming: Cell<bool>,
     /// Tasks of its own that `close` waits for.
     chores: Cell<usize>,
     stats: Cell<PartitionStats>,
@@ -266,6 +268,16 @@ impl Partition {
         self.ledger.borrow().live_keys
     }
 
+    /// Changes of names, and the sync that covers them, by one at a time: one that fails leaves in
+    /// doubt what another has changed meanwhile, who hears nothing of it.
+    async fn naming_turn(&self) -> NamingTurn<'_> {
+        while self.naming.replace(true) {
+            // They take a few milliseconds, and nobody waits for them but when spares run out.
+            drop(rt::timeout_ms(1).await);
+        }
+        NamingTurn(&self.naming)
+    }
+
     /// Takes no more writes, ends its own tasks, and seals the log, so that the next opening has
     /// nothing to scan.
     pub(crate) async fn close(self: &Rc<Self>) -> Result<()> {
@@ -303,6 +315,15 @@ impl Partition {
         stats.index_bytes = ledger.keydir.memory() as u64;
         (stats.cache_bytes, stats.cache_hits) = self.cache.stats();
         stats
+    }
+}
+
+/// That of one who changes names.
+struct NamingTurn<'a>(&'a Cell<bool>);
+
+impl Drop for NamingTurn<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
     }
 }
 

@@ -60,6 +60,7 @@ impl Partition {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         let salt = self.salt(id);
+        let _turn = self.naming_turn().await;
         Segment::create(&self.dir, &self.identity, id, salt, room).await
     }
 
