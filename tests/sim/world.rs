@@ -119,7 +119,7 @@ pub struct World {
 }
 
 /// A life that takes longer hangs.
-const MAX_STEPS: u64 = 3_000_000;
+const MAX_STEPS: u64 = 6_000_000;
 
 impl World {
     pub fn new(seed: u64) -> Self {
