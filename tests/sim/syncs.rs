@@ -261,3 +261,23 @@ fn a_file_that_was_merged_away_is_gone_for_good() {
         look(&mut seed);
     }
 }
+
+/// It gives its blocks back a piece at a time, and has no name by then: without its seal nothing would
+/// say that a later segment was there.
+#[test]
+fn a_merged_file_keeps_its_end_as_long_as_it_may_have_a_name() {
+    for (chance, direct) in (0..3).flat_map(|chance| DIRECT.map(|direct| (chance, direct))) {
+        let mut seed = seed(chance, direct);
+        seed.segment_bytes = 2 << 20;
+        // The disk says so of any truncation.
+        live(&mut seed, None, CUT, false, async move |scene| {
+            for key in (0..KEYS).chain(0..KEYS) {
+                put(&scene, key, 400_000, Durability::Buffered).await?;
+            }
+            scene.compact(&mut Rng::new(1)).await?;
+            assert!(scene.store.stats().await.unwrap().total().merges > 0, "nothing to merge");
+            cut(&scene).await
+        });
+        look(&mut seed);
+    }
+}
