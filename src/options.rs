@@ -63,8 +63,8 @@ impl Builder {
 
     /// How large a segment of the log grows at most, in bytes, from [`MIN_SEGMENT_BYTES`] to
     /// [`MAX_SEGMENT_BYTES`]. In small stores it is an eighth of what is alive in a partition,
-    /// though no less than 4 MiB or than this. A record that is larger has a segment of its own. It
-    /// need not be the same each time. Default [`SEGMENT_BYTES`].
+    /// though no less than 4 MiB, or than this if this is less. A record that is larger has a
+    /// segment of its own. It need not be the same each time. Default [`SEGMENT_BYTES`].
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = bytes;
         self

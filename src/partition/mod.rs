@@ -268,8 +268,8 @@ impl Partition {
         self.ledger.borrow().live_keys
     }
 
-    /// Changes of names, and the sync that covers them, by one at a time: one that fails leaves in
-    /// doubt what another has changed meanwhile, who hears nothing of it.
+    /// Changes of segments' names, and the sync that covers them, by one at a time: one that fails
+    /// leaves in doubt what another has changed meanwhile, who hears nothing of it.
     async fn naming_turn(&self) -> NamingTurn<'_> {
         while self.naming.replace(true) {
             // They take a few milliseconds, and nobody waits for them but when spares run out.

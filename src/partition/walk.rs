@@ -3,7 +3,7 @@
 //! Invariants: an entry that is not touched meanwhile is shown exactly once, however merges move
 //! it; a walk holds a chunk of memory or two, and a number for each entry that merges move ahead of
 //! it, which they do up to a bound; it keeps the files that it has yet to read, and nothing else:
-//! writes go on, and merges.
+//! writes go on, and merges of what it can keep in mind.
 
 use super::digest::{Digest, DigestSet};
 use super::space::Pin;

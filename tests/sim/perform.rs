@@ -406,8 +406,9 @@ impl World {
             return;
         }
         let salt = self.order.salt(ino, (len, &[]), content);
-        let block = content.bytes(len - 4096, 4096);
-        if !records(&salt, &block, len - 4096).any(|record| record.kind == SEAL) {
+        let last = len.saturating_sub(4096);
+        let block = content.bytes(last, 4096);
+        if !records(&salt, &block, last).any(|record| record.kind == SEAL) {
             self.order.broken = Some(format!("a log that has a name is cut at {len}"));
         }
     }
