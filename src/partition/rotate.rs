@@ -84,6 +84,8 @@ impl Partition {
             }
             if let Err(Failure::Full(cause)) = &made {
                 partition.commit.full.replace(Some(Arc::clone(cause)));
+                // Puts are refused from here on, so no group of theirs would lead to a merge.
+                partition.consider_merging();
             }
             ticket.finish(made);
         });

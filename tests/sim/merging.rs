@@ -125,6 +125,48 @@ fn on_a_full_disk_deletes_that_are_spread_out_end_and_make_room() {
     }
 }
 
+/// Deletes have left garbage, and nobody knows yet that the disk is full. That comes out between two
+/// puts, as a spare is made, and all puts are refused from then on. Merges begin all the same.
+#[test]
+fn merges_begin_when_a_spare_finds_the_disk_full_though_nobody_writes() {
+    const MANY: usize = 240;
+    for chance in 0..12 {
+        let mut seed = seed_of(chance, MANY);
+        (seed.segment_bytes, seed.durability) = (256 << 10, Durability::Buffered);
+        live(&mut seed, None, LEFT, true, async |scene: Rc<Scene>| {
+            for key in 0..MANY {
+                put(&scene, key, 4000, Durability::Buffered).await?;
+            }
+            drop(rt::timeout(Duration::from_millis(50)).await);
+            let disk = &mut scene.world.borrow_mut().disk;
+            disk.capacity = disk.used() - chance * (32 << 10);
+            Ok(())
+        });
+        live(&mut seed, None, LEFT, true, async |scene: Rc<Scene>| {
+            let name = |key: usize| scene.model.borrow().keys[key].name.clone();
+            // Together: a delete that is written by itself takes a block by itself.
+            let delete = |key: usize| rt::spawn(scene.store.delete(name(key)));
+            for deleting in (0..200).map(delete).collect::<Vec<_>>() {
+                let deleted = deleting.await.map_err(|error| format!("{error:?}"))?;
+                assert!(matches!(deleted, Ok(true)), "{deleted:?}");
+            }
+            // A quarter of what the deletes have left. (Nobody looks at these again.)
+            for key in 0..50 {
+                let mut tries = 0;
+                while let Err(error) = scene.store.put(name(key), vec![1; 4000]).await {
+                    tries += 1;
+                    let full = matches!(error, Error::Full { .. });
+                    assert!(full && tries < 100, "put {key}, {tries} times: {error:?}");
+                    drop(rt::timeout(Duration::from_millis(5)).await);
+                }
+                drop(rt::timeout(Duration::from_millis(5)).await);
+            }
+            scene.world.borrow_mut().end(End::Kill);
+            std::future::pending().await
+        });
+    }
+}
+
 /// The device refuses one read of a merge: that segment stays as it is, and the others go.
 #[test]
 fn a_segment_that_cannot_be_read_does_not_stop_the_merges_of_others() {
