@@ -97,7 +97,7 @@ fn lives_on_a_failing_disk_lose_nothing_and_invent_nothing() {
 fn seeds_that_found_bugs_stay_green() {
     let few = [8, 52, 144, 254, 371, 722, 1625, 2581, 3543, 3702, 4641, 4947, 5168, 8318, 8821];
     let late = [2_005_880, 2_040_592, 50_035_638, 50_081_463, 50_100_851, 60_057_176];
-    let later = [60_061_016, 60_073_074, 61_001_017];
+    let later = [60_061_016, 60_073_074, 61_001_017, 62_071_592, 62_135_217];
     for seed in few.into_iter().chain(late).chain(later) {
         if let Err(why) = sim::run(seed) {
             again(seed, &why);

@@ -146,6 +146,15 @@ impl Segment {
         Ok((segment, len))
     }
 
+    /// Opens any file to be read as segments are. (What a cache has need not be on the device, after a
+    /// sync that failed.)
+    pub(crate) async fn open_to_copy(path: &Path) -> Result<Self> {
+        let (fd, access, _) =
+            open_file(path, libc::O_RDONLY).await.map_err(Error::io("open", path))?;
+        let (fd, access) = (RefCell::new(Some(fd)), Cell::new(access));
+        Ok(Self { id: 0, salt: 0, path: path.to_owned(), fd, access, used: Cell::new(0) })
+    }
+
     /// Reads the header, and checks that it is this segment's. Tells the salt in it.
     async fn read_header(&self, identity: &Identity) -> Result<u64> {
         let bytes = self.read(0, BLOCK_LEN).await?;

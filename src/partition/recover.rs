@@ -17,7 +17,7 @@ use crate::log::superblock::random;
 use crate::log::writer::{FIRST_ROOM, Writer};
 use crate::log::{BLOCK, CHUNK, Identity};
 use crate::report::PartitionReport;
-use crate::rt::{self, AlignedBuf};
+use crate::rt;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -200,26 +200,20 @@ pub(super) async fn make_segment(dir: &Path, identity: &Identity, id: u64) -> Re
     Ok(Spare { segment, prepared: room })
 }
 
-/// Copies a file, durably but for its name.
+/// Copies a file as the store reads it, durably but for its name.
 pub(super) async fn copy_file(from: &Path, to: &Path) -> Result<()> {
-    let source = rt::open(None, from, libc::O_RDONLY, 0).await.map_err(Error::io("open", from))?;
+    let source = Segment::open_to_copy(from).await?;
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
     let target = rt::open(None, to, flags, 0o644).await.map_err(Error::io("create", to))?;
     let mut offset = 0;
-    let mut buf = AlignedBuf::with_capacity(CHUNK);
     loop {
-        let (result, chunk) = rt::read(&source, buf, offset).await;
-        buf = match result {
-            Ok(0) => break,
-            Ok(n) => {
-                let (result, chunk) = rt::write_all(&target, chunk, offset).await;
-                result.map_err(Error::io("write", to))?;
-                offset += n as u64;
-                chunk
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => chunk,
-            Err(error) => return Err(Error::io("read", from)(error)),
-        };
+        let chunk = source.read(offset, CHUNK).await?;
+        let len = chunk.len();
+        rt::write_all(&target, chunk, offset).await.0.map_err(Error::io("write", to))?;
+        offset += len as u64;
+        if len < CHUNK {
+            break;
+        }
     }
     rt::fsync(&target, false).await.map_err(Error::io("sync", to))
 }
