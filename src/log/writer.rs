@@ -86,7 +86,7 @@ impl Writer {
 
     /// What is prepared and not used, after a group of so many bytes of records.
     pub(crate) fn left_after(&self, records: usize) -> u64 {
-        self.prepared.saturating_sub(self.end_of(records))
+        self.prepared.min(self.limit).saturating_sub(self.end_of(records))
     }
 
     /// Whether it has no groups.

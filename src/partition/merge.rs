@@ -10,7 +10,7 @@ use super::Partition;
 use super::digest::Digest;
 use super::pace::Pressure;
 use super::rotate::is_full;
-use super::space::Extant;
+use super::space::{Extant, Pin};
 use super::staged::{Failure, Need, Op, Ticket};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
@@ -174,6 +174,7 @@ impl Partition {
                 return Err(self.no_room());
             }
         }
+        let kept = Kept::new(self, slot);
         let dropped = self.stage(Digest::default(), Op::Drop { id }, Durability::Sync)?.0;
         dropped.wait(self).await?;
         // It is garbage no more. Puts need not wait until the disk has its blocks back.
@@ -187,6 +188,7 @@ impl Partition {
             }
             rt::yield_now().await;
         }
+        drop(kept);
         self.count(|stats| stats.merges += 1);
         self.remove_dropped(slot).await?;
         if self.ledger.borrow().space.totals().0 < total {
@@ -362,6 +364,28 @@ struct Seen {
     puts: Vec<Digest>,
     /// Tombstones that go with it.
     last: Vec<(Digest, Place)>,
+}
+
+/// A victim's slot stays its own while this is there: whoever else is last to let go of it does not
+/// free it before all that points into it is forgotten.
+struct Kept<'a> {
+    partition: &'a Partition,
+    slot: usize,
+    pin: Rc<Pin>,
+}
+
+impl<'a> Kept<'a> {
+    fn new(partition: &'a Partition, slot: usize) -> Self {
+        let pin = Rc::new(Pin { remembers: false, moved: Cell::new(0) });
+        partition.ledger.borrow_mut().space.pin(slot, &pin);
+        Self { partition, slot, pin }
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.partition.ledger.borrow_mut().space.unpin(self.slot, &self.pin);
+    }
 }
 
 /// Resets a flag, also if the task is dropped.

@@ -46,6 +46,7 @@ use pace::Merging;
 use staged::{Need, Op, Ticket};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -100,7 +101,7 @@ pub(crate) struct Partition {
     /// Hints that are being written, or are to be.
     hints: Cell<usize>,
     /// Somebody changes names in its folder.
-    naming: Cell<bool>,
+    naming: RefCell<VecDeque<Rc<Ticket>>>,
     /// Tasks of its own that `close` waits for.
     chores: Cell<usize>,
     stats: Cell<PartitionStats>,
@@ -268,14 +269,20 @@ impl Partition {
         self.ledger.borrow().live_keys
     }
 
-    /// Changes of segments' names, and the sync that covers them, by one at a time: one that fails
-    /// leaves in doubt what another has changed meanwhile, who hears nothing of it.
+    /// Changes of segments' names, and the sync that covers them, by one at a time, in the order in
+    /// which they ask: one that fails leaves in doubt what another has changed meanwhile, who hears
+    /// nothing of it.
     async fn naming_turn(&self) -> NamingTurn<'_> {
-        while self.naming.replace(true) {
-            // They take a few milliseconds, and nobody waits for them but when spares run out.
-            drop(rt::timeout_ms(1).await);
+        let own = Rc::<Ticket>::default();
+        self.naming.borrow_mut().push_back(Rc::clone(&own));
+        let turn = NamingTurn { turns: &self.naming, own };
+        loop {
+            let first = self.naming.borrow().front().map(Rc::clone);
+            match first {
+                Some(first) if !Rc::ptr_eq(&first, &turn.own) => drop(first.outcome().await),
+                _ => return turn,
+            }
         }
-        NamingTurn(&self.naming)
     }
 
     /// Takes no more writes, ends its own tasks, and seals the log, so that the next opening has
@@ -318,12 +325,16 @@ impl Partition {
     }
 }
 
-/// That of one who changes names.
-struct NamingTurn<'a>(&'a Cell<bool>);
+/// That of one who changes names, or waits to.
+struct NamingTurn<'a> {
+    turns: &'a RefCell<VecDeque<Rc<Ticket>>>,
+    own: Rc<Ticket>,
+}
 
 impl Drop for NamingTurn<'_> {
     fn drop(&mut self) {
-        self.0.set(false);
+        self.turns.borrow_mut().retain(|turn| !Rc::ptr_eq(turn, &self.own));
+        self.own.finish(Ok(()));
     }
 }
 

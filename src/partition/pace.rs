@@ -7,6 +7,7 @@
 //! is, and some slack, as long as merges get ahead within the patience of puts.
 
 use super::Partition;
+use super::commit::Spare;
 use super::space::Extant;
 use super::staged::{Need, Ticket};
 use crate::log::BLOCK;
@@ -215,7 +216,8 @@ impl Partition {
         let spares = self.commit.spares.borrow();
         // A group that does not fit what one spare has left goes to the next.
         let lost = spares.len().saturating_sub(1) as u64 * self.least_reserve() / 2;
-        let prepared: u64 = spares.iter().map(|spare| spare.prepared).sum();
+        let prepared = |spare: &Spare| spare.prepared.min(self.segment_bytes);
+        let prepared: u64 = spares.iter().map(prepared).sum();
         // Whatever uses up a spare has to give back enough for another.
         let gives = victim.len >= self.least_reserve();
         let fits = copy <= self.commit.left.get() || copy + lost <= prepared && gives;

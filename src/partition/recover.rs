@@ -127,7 +127,7 @@ impl Plan {
             cache,
             buffers: RefCell::default(),
             hints: Cell::new(0),
-            naming: Cell::new(false),
+            naming: RefCell::default(),
             chores: Cell::new(0),
             stats: Cell::default(),
             _lock: lock,

@@ -112,8 +112,8 @@ pub(crate) struct Space {
     len: u64,
     live_bytes: u64,
     expiring_bytes: u64,
-    /// Pins of all segments.
-    pinned: usize,
+    /// Pins of those who remember, of all segments.
+    remembering: usize,
 }
 
 impl Space {
@@ -258,14 +258,14 @@ impl Space {
         extant.last_expiry = extant.last_expiry.max(expiry);
     }
 
-    /// Bytes of entries that have expired, as far as that is known.
+    /// Bytes of entries that have expired, as far as that is known and merges can take them.
     pub(crate) fn expired(&self, now: u64) -> u64 {
         // Asked after each group: where nothing expires, no segment is looked at.
         if self.expiring_bytes == 0 {
             return 0;
         }
-        let expired = |e: &Extant| if e.last_expiry <= now { e.expiring_bytes } else { 0 };
-        self.slots.iter().flatten().map(expired).sum()
+        let gone = |e: &&Extant| e.last_expiry <= now && !e.is_held();
+        self.slots.iter().flatten().filter(gone).map(|e| e.expiring_bytes).sum()
     }
 
     /// Bytes that all segments hold, and how many of them are alive.
@@ -287,18 +287,18 @@ impl Space {
     /// Its file stays until he lets go of it.
     pub(crate) fn pin(&mut self, slot: usize, pin: &Rc<Pin>) {
         self.get_mut(slot).pins.push(Rc::clone(pin));
-        self.pinned += 1;
+        self.remembering += usize::from(pin.remembers);
     }
 
     pub(crate) fn unpin(&mut self, slot: usize, pin: &Rc<Pin>) {
         self.get_mut(slot).pins.retain(|other| !Rc::ptr_eq(other, pin));
-        self.pinned -= 1;
+        self.remembering -= usize::from(pin.remembers);
     }
 
     /// Bytes of garbage that no merge takes, since somebody has yet to read it.
     fn held(&self) -> u64 {
-        // Asked for each put: where nobody reads, no segment is looked at.
-        if self.pinned == 0 {
+        // Asked for each put: where nobody scans, no segment is looked at.
+        if self.remembering == 0 {
             return 0;
         }
         let held = self.slots.iter().flatten().filter(|e| !e.dropped && e.is_held());
