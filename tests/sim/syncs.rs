@@ -5,10 +5,12 @@ use crate::edges::{CUT, DIRECT, KEYS, KILL, LARGE, PICKS, cut, has, live, look, 
 use crate::sim::clients::{Checked, Scene};
 use crate::sim::content::Crash;
 use crate::sim::disk::{Disk, Node};
+use crate::sim::faults::Fault;
 use crate::sim::life::{DIR, Outcome, Seed, Way};
 use crate::sim::perform::is_segment;
 use crate::sim::rng::Rng;
-use crate::sim::world::End;
+use crate::sim::world::{End, Job};
+use ringlog::rt::driver::Request;
 use ringlog::{Durability, rt};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -280,4 +282,71 @@ fn a_merged_file_keeps_its_end_as_long_as_it_may_have_a_name() {
         });
         look(&mut seed);
     }
+}
+
+/// A merge removes its file while a spare gets its name: if the merge's sync of the folder fails, no
+/// later one vouches for what had been changed by then. Whoever made the spare hears of no error, so
+/// that must not be its name.
+#[test]
+fn a_sync_that_fails_takes_back_no_name_of_somebody_else() {
+    let mut failed = 0;
+    for chance in 0..20 {
+        let mut seed = seed(chance, DIRECT[1]);
+        live(&mut seed, None, CUT, true, async |scene| {
+            let rng = &mut Rng::new(chance);
+            let writes = Rc::clone(&scene);
+            let writing = rt::spawn(async move {
+                for turn in 0..60 {
+                    put(&writes, turn % KEYS, LARGE, Durability::Buffered).await?;
+                }
+                Checked::Ok(())
+            });
+            let (mut there, mut removed) = (logs(&scene.world.borrow().disk), false);
+            let (mut seen, mut of_merges) = (BTreeSet::new(), BTreeSet::new());
+            while !writing.is_finished() {
+                {
+                    let world = &mut *scene.world.borrow_mut();
+                    let now = logs(&world.disk);
+                    if now != there {
+                        removed = there.iter().any(|path| !now.contains(path));
+                        there = now;
+                    }
+                    // Syncs of folders take so long that they meet, and those of merges fail.
+                    let folder = |job: &Job| match job.request {
+                        Request::Fsync { fd, .. } => {
+                            matches!(world.disk.node(world.files[&fd].ino), Node::Dir(_))
+                        }
+                        _ => false,
+                    };
+                    let is_new = |job: &Job| folder(job) && !seen.contains(&job.token);
+                    let new = world.in_flight.iter().find(|(_, job)| is_new(job));
+                    if let Some((key, job)) = new.map(|(key, job)| (*key, *job)) {
+                        seen.insert(job.token);
+                        if removed {
+                            of_merges.insert(job.token);
+                        }
+                        world.in_flight.remove(&key);
+                        world.in_flight.insert((world.now + 300_000, key.1), job);
+                    }
+                    let next = world.in_flight.values().next();
+                    let fails =
+                        next.is_some_and(|job| of_merges.contains(&job.token) && rng.one_in(2));
+                    world.faults.only(Fault::SyncError, u64::from(fails));
+                    world.faults.on = fails;
+                }
+                rt::yield_now().await;
+            }
+            {
+                let faults = &mut scene.world.borrow_mut().faults;
+                failed += faults.struck[Fault::SyncError as usize];
+                faults.on = false;
+            }
+            writing.await.map_err(|error| format!("{error:?}"))??;
+            // (A maker's own sync that fails is told to all who write.)
+            drop(scene.store.sync().await);
+            cut(&scene).await
+        });
+        look(&mut seed);
+    }
+    assert!(failed > 30, "{failed} syncs failed");
 }
