@@ -146,8 +146,8 @@ impl Segment {
         Ok((segment, len))
     }
 
-    /// Opens any file to be read as segments are. (After a sync that failed, what a cache has need not
-    /// be on the device.)
+    /// Opens any file to be read as segments are. (What a cache has is not on the device, after a
+    /// sync that failed.)
     pub(crate) async fn open_to_copy(path: &Path) -> Result<Self> {
         let (fd, access, _) =
             open_file(path, libc::O_RDONLY).await.map_err(Error::io("open", path))?;
