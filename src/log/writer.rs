@@ -84,7 +84,7 @@ impl Writer {
         self.end
     }
 
-    /// What is prepared and not used, after a group of so many bytes of records.
+    /// What is prepared up to the limit, and not used, after a group of so many bytes of records.
     pub(crate) fn left_after(&self, records: usize) -> u64 {
         self.prepared.min(self.limit).saturating_sub(self.end_of(records))
     }

@@ -100,7 +100,7 @@ pub(crate) struct Partition {
     buffers: RefCell<Vec<AlignedBuf>>,
     /// Hints that are being written, or are to be.
     hints: Cell<usize>,
-    /// Somebody changes names in its folder.
+    /// Those who change names, or wait to: the first does.
     naming: RefCell<VecDeque<Rc<Ticket>>>,
     /// Tasks of its own that `close` waits for.
     chores: Cell<usize>,

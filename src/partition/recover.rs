@@ -200,7 +200,7 @@ pub(super) async fn make_segment(dir: &Path, identity: &Identity, id: u64) -> Re
     Ok(Spare { segment, prepared: room })
 }
 
-/// Copies a file as the store reads it, durably but for its name.
+/// Copies a file as segments are read, durably but for its name.
 pub(super) async fn copy_file(from: &Path, to: &Path) -> Result<()> {
     let source = Segment::open_to_copy(from).await?;
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;

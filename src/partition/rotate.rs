@@ -230,7 +230,12 @@ impl Partition {
             let full = if writer.fits(bytes) {
                 match writer.prepare(bytes).await {
                     Ok(()) if need == Need::Delete && self.must_be_left(writer, bytes) => {
-                        io::ErrorKind::StorageFull.into()
+                        let full = io::ErrorKind::StorageFull.into();
+                        // A merge has counted on what is left here, so the segment does not end.
+                        if self.is_merging() {
+                            return Ok(Err(NoRoom(full)));
+                        }
+                        full
                     }
                     Ok(()) => return Ok(Ok(())),
                     Err(error) if is_full(&error) => error,

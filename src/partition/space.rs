@@ -258,7 +258,7 @@ impl Space {
         extant.last_expiry = extant.last_expiry.max(expiry);
     }
 
-    /// Bytes of entries that have expired, as far as that is known and merges can take them.
+    /// Bytes of entries that have expired, as far as that is known and nobody holds them.
     pub(crate) fn expired(&self, now: u64) -> u64 {
         // Asked after each group: where nothing expires, no segment is looked at.
         if self.expiring_bytes == 0 {

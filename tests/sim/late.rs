@@ -274,8 +274,35 @@ fn verification_goes_on_when_a_spare_was_taken_and_merged_away() {
     }
 }
 
-/// A delete finds a merge under way on a full disk, and looks for more room. When it hears that there
-/// is none that merge has come to nothing, and stands in nobody's way any more.
+/// Fills the disk up. Meanwhile the first segment's hint is held, so that it is not merged: which that
+/// is, and what to let go.
+async fn fill(scene: &Rc<Scene>, key: fn(u32) -> Vec<u8>, value: usize) -> (String, u64) {
+    rest().await;
+    {
+        let disk = &mut scene.world.borrow_mut().disk;
+        disk.capacity = disk.used() + (1200 << 10);
+    }
+    let (store, first) = (scene.store.clone(), logs(scene).remove(0));
+    let filling = rt::spawn(async move {
+        let mut n = 0;
+        while store.put(key(n), vec![1; value]).await.is_ok() {
+            n += 1;
+        }
+    });
+    let hint = hold(scene, |world, request| is_write(world, request, ".hint")).await;
+    filling.await.unwrap();
+    rest().await;
+    (first, hint)
+}
+
+/// Whether that writes to such a file.
+fn is_write(world: &World, request: &Request, ending: &str) -> bool {
+    let Request::Write { fd, .. } = *request else { return false };
+    path_of(world, fd).is_some_and(|path| path.contains(ending))
+}
+
+/// A delete is refused since a merge is under way on a full disk. Before it hears of that the merge has
+/// come to nothing, and stands in nobody's way any more.
 #[test]
 fn a_delete_outlasts_a_merge_that_has_failed_before_it_is_refused() {
     // Tombstones of these take room.
@@ -285,28 +312,7 @@ fn a_delete_outlasts_a_merge_that_has_failed_before_it_is_refused() {
         let mut seed = made(1, direct);
         seed.durability = Durability::Buffered;
         open(&mut seed, async move |scene| {
-            rest().await;
-            {
-                let disk = &mut scene.world.borrow_mut().disk;
-                disk.capacity = disk.used() + (1200 << 10);
-            }
-            let (store, first) = (scene.store.clone(), logs(&scene).remove(0));
-            let filling = rt::spawn(async move {
-                let mut n = 0;
-                while store.put(key(n), "").await.is_ok() {
-                    n += 1;
-                }
-            });
-            // While its hint is not written the first segment is not merged.
-            let hint = hold(&scene, |world, request| match *request {
-                Request::Write { fd, .. } => {
-                    path_of(world, fd).is_some_and(|path| path.contains(".hint"))
-                }
-                _ => false,
-            })
-            .await;
-            filling.await.map_err(|error| format!("{error:?}"))?;
-            rest().await;
+            let (first, hint) = fill(&scene, key, 0).await;
             scene.world.borrow_mut().disk.capacity = 0;
             let segments = async || scene.store.stats().await.unwrap().total().segments;
             let (before, mut n) = (segments().await, 0);
@@ -316,25 +322,69 @@ fn a_delete_outlasts_a_merge_that_has_failed_before_it_is_refused() {
                 n += 1;
             }
             assert!(n > 30, "{n} deletes");
+            // One group is written as the merge begins, and the next is to come.
+            let writing = rt::spawn(scene.store.delete(key(n)));
+            let write = hold(&scene, |world, request| is_write(world, request, ".log")).await;
             let_go(&scene, hint);
             let merge = hold(&scene, |world, request| {
                 read_path(world, request) == Some((first.clone(), 4096))
             })
             .await;
+            let deleting = rt::spawn(scene.store.delete(key(n + 1)));
             rest().await;
-            let deleting = rt::spawn(scene.store.delete(key(n)));
-            let spare = hold(&scene, |_, request| matches!(request, Request::Open { .. })).await;
             let struck = || scene.world.borrow().faults.struck[Fault::ReadError as usize];
             let before = struck();
             strike(&scene, Fault::ReadError, 1);
+            // Both are answered at the same time.
+            let_go(&scene, write);
             let_go(&scene, merge);
             while struck() == before {
                 rt::yield_now().await;
             }
             strike(&scene, Fault::ReadError, 0);
+            for deleting in [writing, deleting] {
+                let deleted = deleting.await.map_err(|error| format!("{error:?}"))?;
+                assert!(matches!(deleted, Ok(true)), "{direct:?}: {deleted:?}");
+            }
+            scene.world.borrow_mut().disk.capacity = u64::MAX;
+            Ok(())
+        });
+    }
+}
+
+/// A merge has counted on the room that is left in what is written to. A delete that comes meanwhile
+/// waits for its end: it does not take that, nor does it end the segment, which comes to the same.
+#[test]
+fn a_delete_leaves_a_merge_on_a_full_disk_what_it_has_counted_on() {
+    let key = |n: u32| n.to_be_bytes().to_vec();
+    for direct in DIRECT {
+        let mut seed = made(1, direct);
+        (seed.segment_bytes, seed.durability) = (256 << 10, Durability::Buffered);
+        open(&mut seed, async move |scene| {
+            let (first, hint) = fill(&scene, key, 4000).await;
+            // A spare for the deletes, and one more.
+            {
+                let disk = &mut scene.world.borrow_mut().disk;
+                disk.capacity = disk.used() + (68 << 10);
+            }
+            let delete = |n| rt::spawn(scene.store.delete(key(n)));
+            for deleting in (0..50).map(delete).collect::<Vec<_>>() {
+                let deleted = deleting.await.map_err(|error| format!("{error:?}"))?;
+                assert!(matches!(deleted, Ok(true)), "{direct:?}: {deleted:?}");
+            }
             rest().await;
-            assert!(!deleting.is_finished(), "it does not look for room");
-            let_go(&scene, spare);
+            let segments = async || scene.store.stats().await.unwrap().total().segments;
+            let before = segments().await;
+            let_go(&scene, hint);
+            let merge = hold(&scene, |world, request| {
+                read_path(world, request) == Some((first.clone(), 4096))
+            })
+            .await;
+            let deleting = delete(50);
+            rest().await;
+            assert!(!deleting.is_finished(), "{direct:?}: it does not wait");
+            assert_eq!(segments().await, before, "{direct:?}: it has ended the segment");
+            let_go(&scene, merge);
             let deleted = deleting.await.map_err(|error| format!("{error:?}"))?;
             assert!(matches!(deleted, Ok(true)), "{direct:?}: {deleted:?}");
             scene.world.borrow_mut().disk.capacity = u64::MAX;
