@@ -3,8 +3,8 @@
 //! are slowed before they are stopped, are the usual remedies of log-structured stores.)
 //!
 //! Invariants: a merge begins only with room for all of its copy, and on a full disk one that gives
-//! back nothing is not followed by another of itself. Garbage is held below what is live, or half of the room that there
-//! is, and some slack, as long as merges get ahead within the patience of puts.
+//! back nothing is not followed by another of itself. Garbage is held below what is live, or half of
+//! the room that there is, and some slack, as long as merges get ahead within the patience of puts.
 
 use super::Partition;
 use super::commit::Spare;
