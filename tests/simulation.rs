@@ -18,6 +18,8 @@ mod merging;
 mod promises;
 #[path = "sim/regressions.rs"]
 mod regressions;
+#[path = "sim/room.rs"]
+mod room;
 mod sim;
 #[path = "sim/syncs.rs"]
 mod syncs;

@@ -79,7 +79,6 @@ fn merges_hasten_as_free_space_falls_and_no_put_is_refused() {
 /// and so do deletes, which wait for them; and in the end these have made room.
 #[test]
 fn on_a_full_disk_deletes_that_are_spread_out_end_and_make_room() {
-    // In the life of 106 two merges that give back nothing stand in a delete's way, one after the other.
     for chance in (0..12).chain([106]) {
         let mut seed = seed_of(chance, 1);
         (seed.segment_bytes, seed.durability) = (256 << 10, Durability::Buffered);
@@ -205,7 +204,7 @@ fn a_segment_that_cannot_be_read_does_not_stop_the_merges_of_others() {
 }
 
 /// Goes on while the device refuses to read what merges read.
-async fn while_merges_fail(scene: &Scene, work: impl Future<Output = Checked>) -> Checked {
+pub async fn while_merges_fail(scene: &Scene, work: impl Future<Output = Checked>) -> Checked {
     let mut work = pin!(work);
     scene.world.borrow_mut().faults.only(Fault::ReadError, 1);
     let done = poll_fn(|cx| {
