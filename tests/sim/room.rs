@@ -1,19 +1,18 @@
 //! Room that runs out half-way, is refused, or comes back.
 
-use crate::edges::{CUT, DIRECT, LARGE, live, look, put, seed};
+use crate::edges::{CUT, DIRECT, KILL, LARGE, live, look, put, seed};
 use crate::merging::while_merges_fail;
 use crate::sim::clients::{Checked, Scene};
 use crate::sim::disk::Node;
-use crate::sim::life::{DIR, Seed};
+use crate::sim::life::DIR;
 use crate::sim::perform::is_segment;
 use crate::sim::world::End;
 use ringlog::{Durability, Error, rt};
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 async fn rest() {
-    drop(rt::timeout(Duration::from_millis(50)).await);
+    drop(rt::timeout(Duration::from_millis(500)).await);
 }
 
 /// A key that is no matter to the model, and whose tombstone takes room.
@@ -112,63 +111,62 @@ fn a_merge_that_was_cut_short_does_not_copy_again_what_it_has_copied() {
             for n in 0..MANY {
                 scene.store.put(n.to_be_bytes(), vec![1; 4000]).await.map_err(failed)?;
             }
-            for n in (0..MANY).step_by(8) {
-                scene.store.delete(n.to_be_bytes()).await.map_err(failed)?;
+            let delete = |n: u32| rt::spawn(scene.store.delete(n.to_be_bytes()));
+            for deleting in (0..MANY).filter(|n| n % 8 > 2).map(delete).collect::<Vec<_>>() {
+                let deleted = deleting.await.map_err(|error| format!("{error:?}"))?;
+                assert!(deleted.map_err(failed)?);
             }
-            let before = stats().await;
-            assert_eq!(before.merges, 0, "it was merged already");
-            let live = before.live_bytes;
-            let merging = rt::spawn(scene.store.compact());
-            while stats().await.bytes_merged < live / 4 {
+            let live = stats().await.live_bytes;
+            while stats().await.bytes_merged == 0 {
                 rt::yield_now().await;
             }
             scene.world.borrow_mut().disk.capacity = 0;
-            let merged = merging.await.map_err(|error| format!("{error:?}"))?;
-            assert!(matches!(merged, Err(Error::Full { .. })), "{direct:?}: {merged:?}");
-            let half = stats().await.bytes_merged;
-            assert!(half < live / 10 * 9, "{direct:?}: {half} of {live}");
+            rest().await;
+            let half = stats().await;
+            assert_eq!(half.merges, 0, "{direct:?}: it was not cut short");
             scene.world.borrow_mut().disk.capacity = u64::MAX;
-            scene.store.put("again", "").await.map_err(failed)?;
-            scene.store.compact().await.map_err(failed)?;
+            let half = half.bytes_merged;
+            // What is free is asked when a segment is made.
+            let mut more = 0;
+            while stats().await.bytes_merged == half {
+                assert!(more < 4 * MANY, "{direct:?}: it did not begin again");
+                scene.store.put("again", vec![1; 4000]).await.map_err(failed)?;
+                more += 1;
+            }
+            rest().await;
             let all = stats().await.bytes_merged;
-            assert!(all < live + live / 10, "{direct:?}: {all}, of which {half} before, of {live}");
+            assert!(all < live, "{direct:?}: {all}, of which {half} before, of {live}");
             leave(&scene).await
         });
     }
 }
 
-/// The lengths of segments.
-fn lens(seed: &Seed) -> BTreeMap<String, u64> {
-    let disk = &seed.world.borrow().disk;
-    let own =
-        disk.files().into_iter().filter(|(path, _)| path.starts_with(DIR) && is_segment(path));
-    let len = |(path, ino)| match disk.node(ino) {
-        Node::File(content) => (path, content.len),
-        _ => (path, 0),
-    };
-    own.map(len).collect()
-}
-
-/// What was prepared of a segment and not used is given back when it is sealed. No sync covers that.
+/// What was prepared of a segment and not used is given back when it is sealed, and no sync covers that:
+/// a power cut may take it back, though not the hint, which says that all is done.
 #[test]
 fn room_that_a_power_cut_has_given_back_to_a_sealed_segment_is_taken_again() {
-    let mut longer = 0;
-    for (chance, direct) in (0..10).flat_map(|chance| DIRECT.map(|direct| (chance, direct))) {
-        let mut seed = seed(chance, direct);
-        let mut trimmed = BTreeMap::new();
-        live(&mut seed, None, CUT, false, async |scene| {
+    for direct in DIRECT {
+        let mut seed = seed(1, direct);
+        live(&mut seed, None, KILL, false, async |scene| {
             for key in 0..8 {
                 put(&scene, key, LARGE, Durability::Sync).await?;
             }
             rest().await;
-            scene.world.borrow_mut().end(End::PowerCut);
-            std::future::pending().await
+            Ok(())
         });
-        let cut = lens(&seed);
+        let world = Rc::clone(&seed.world);
+        let first = || {
+            let disk = &world.borrow().disk;
+            let mut files = disk.files().into_iter();
+            let first = files.find(|(path, _)| path.starts_with(DIR) && is_segment(path));
+            let (_, ino) = first.unwrap();
+            let Node::File(content) = disk.node(ino) else { panic!("it is a file") };
+            (ino, content.len)
+        };
+        let (ino, len) = first();
+        world.borrow_mut().disk.file(ino).unwrap().write(len, &[0; 8192], 0);
+        assert_eq!(first(), (ino, len + 8192));
         look(&mut seed);
-        trimmed.extend(lens(&seed));
-        let first = cut.keys().next().unwrap();
-        longer += u64::from(trimmed[first] < cut[first]);
+        assert_eq!(first(), (ino, len), "{direct:?}");
     }
-    assert!(longer > 5, "{longer} times");
 }
