@@ -171,6 +171,29 @@ fn a_delete_that_a_hint_takes_for_a_put_is_damage_and_no_value() {
     assert!(!run(store.verify()).unwrap().is_sound());
 }
 
+/// Segments are numbered on from what a seal names, also if that is gone, and have to find numbers.
+#[test]
+fn a_seal_that_names_the_last_number_there_is_leaves_some_for_what_a_salvage_makes() {
+    for next in [u64::MAX, 1 << 63, (1 << 63) - 1] {
+        let (mut files, name) = closed();
+        let log = files[&name].clone();
+        let there = entries(&log);
+        let [.., last, sealed] = &there[..] else { unreachable!("a record and a seal") };
+        let (after, at) = (last.end, sealed.start);
+        let mut named = log[..at].to_vec();
+        named.extend(seal_naming(&log, at, at, after, next));
+        named.resize(log.len(), 0);
+        files.insert(name, named);
+        let dir = memory_dir();
+        restore(&without_hints(files), dir.path());
+        assert!(matches!(Store::open(dir.path(), 1), Err(Error::Corrupt { .. })), "{next}");
+        let store = Store::builder(dir.path()).salvage(true).open().unwrap();
+        run(store.put("new", "value")).unwrap();
+        run(store.close()).unwrap();
+        assert_holds_the_key(dir.path(), &format!("{next}"));
+    }
+}
+
 /// Segments that failed when they were as good as made (their name could not be made durable) are
 /// empty, and come before the one that was made in their place, which the seal names.
 #[test]

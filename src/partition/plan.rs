@@ -88,8 +88,8 @@ impl Plan {
         let last = plan.find_last(&mut ids).await?;
         let next = last.as_ref().map_or(FIRST_ID, |last| last.next);
         plan.check_next(&names.ids, next)?;
-        // Also if it is gone, as a salvage puts up with.
-        plan.next_id = plan.next_id.max(next.min(LAST_ID) + 1);
+        // Also if it is gone, as a salvage puts up with. Some numbers are left in any case.
+        plan.next_id = plan.next_id.max(next.min(LAST_ID / 2) + 1);
         if let Some(last) = last {
             plan.load_older(ids, &last).await?;
             plan.take(last);

@@ -91,6 +91,11 @@ async fn entries_of(store: &Store) -> Result<Model, Error> {
     Ok(model)
 }
 
+/// Whether a salvage has reported damage.
+fn is_damaged(store: &Store) -> bool {
+    store.open_report().partitions.iter().any(|partition| !partition.damage.is_empty())
+}
+
 impl Case<'_> {
     async fn open(&self, partitions: usize, salvage: bool) -> Result<Store, Error> {
         let builder = Store::builder(self.dir).partitions(partitions).salvage(salvage);
@@ -158,6 +163,8 @@ impl Case<'_> {
                     let pair = (key.clone(), value.clone());
                     assert!(written.contains(&pair), "{key:?} is shown, and was not written");
                     match store.get(key).await {
+                        // With another number of partitions its keys are looked for elsewhere.
+                        Ok(None) if is_damaged(store) => {}
                         Ok(got) => assert_eq!(got.as_deref(), Some(&value[..]), "of {key:?}"),
                         // A scan goes by the log, a read by the place and length of a hint.
                         Err(error) => {
