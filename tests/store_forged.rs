@@ -58,6 +58,20 @@ fn seal_naming(log: &[u8], at: usize, durable: usize, after: usize, next: u64) -
     record(salt(log), at, SEAL, 9, &[], &says)
 }
 
+/// As `closed`, without hints, and the seal names this segment.
+fn closed_naming(next: u64) -> Files {
+    let (mut files, name) = closed();
+    let log = files[&name].clone();
+    let there = entries(&log);
+    let [.., last, sealed] = &there[..] else { unreachable!("a record and a seal") };
+    let (after, at) = (last.end, sealed.start);
+    let mut named = log[..at].to_vec();
+    named.extend(seal_naming(&log, at, at, after, next));
+    named.resize(log.len(), 0);
+    files.insert(name, named);
+    without_hints(files)
+}
+
 /// One that says that the log ended here, as an opening writes it behind a torn tail, but not where
 /// the records before it end: it is no proof of anything.
 #[test]
@@ -175,17 +189,9 @@ fn a_delete_that_a_hint_takes_for_a_put_is_damage_and_no_value() {
 #[test]
 fn a_seal_that_names_the_last_number_there_is_leaves_some_for_what_a_salvage_makes() {
     for next in [u64::MAX, 1 << 63, (1 << 63) - 1] {
-        let (mut files, name) = closed();
-        let log = files[&name].clone();
-        let there = entries(&log);
-        let [.., last, sealed] = &there[..] else { unreachable!("a record and a seal") };
-        let (after, at) = (last.end, sealed.start);
-        let mut named = log[..at].to_vec();
-        named.extend(seal_naming(&log, at, at, after, next));
-        named.resize(log.len(), 0);
-        files.insert(name, named);
+        let files = closed_naming(next);
         let dir = memory_dir();
-        restore(&without_hints(files), dir.path());
+        restore(&files, dir.path());
         assert!(matches!(Store::open(dir.path(), 1), Err(Error::Corrupt { .. })), "{next}");
         let store = Store::builder(dir.path()).salvage(true).open().unwrap();
         run(store.put("new", "value")).unwrap();
@@ -198,15 +204,7 @@ fn a_seal_that_names_the_last_number_there_is_leaves_some_for_what_a_salvage_mak
 /// empty, and come before the one that was made in their place, which the seal names.
 #[test]
 fn segments_that_were_made_in_vain_do_not_take_the_place_of_the_one_that_a_seal_names() {
-    let (mut files, name) = closed();
-    let log = files[&name].clone();
-    let there = entries(&log);
-    let [.., last, sealed] = &there[..] else { unreachable!("a record and a seal") };
-    let (after, at) = (last.end, sealed.start);
-    let mut named = log[..at].to_vec();
-    named.extend(seal_naming(&log, at, at, after, 5));
-    named.resize(log.len(), 0);
-    files.insert(name, named);
+    let mut files = closed_naming(5);
     for id in 3..=5_u64 {
         let mut empty = files[&segment_name(0, 2)].clone();
         empty[32..40].copy_from_slice(&id.to_le_bytes());
@@ -215,7 +213,7 @@ fn segments_that_were_made_in_vain_do_not_take_the_place_of_the_one_that_a_seal_
         files.insert(segment_name(0, id), empty);
     }
     let dir = memory_dir();
-    restore(&without_hints(files), dir.path());
+    restore(&files, dir.path());
     for opening in 0..3 {
         let store = open(dir.path(), 1);
         let value = run(store.get("key")).unwrap();
