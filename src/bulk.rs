@@ -221,7 +221,27 @@ pub(crate) async fn ask_all<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use crate::partition::Partition;
     use crate::{Store, rt::block_on};
+    use std::rc::Rc;
+
+    /// On the thread of a store's only partition.
+    fn ask<T: Send + Default + 'static>(
+        store: &Store,
+        what: impl Fn(Rc<Partition>) -> T + Copy + Send + Sync + 'static,
+    ) -> T {
+        let on = move |partition| {
+            let answer = what(partition);
+            std::future::ready(Ok(answer))
+        };
+        block_on(store.on_all(on, |mut answers| answers.pop().unwrap_or_default())).unwrap()
+    }
+
+    fn verify_finds(store: &Store, what: &str) {
+        let problems = block_on(store.verify()).unwrap().problems;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].to_string().contains(what), "{problems:?}");
+    }
 
     #[test]
     fn verification_finds_an_index_that_points_to_no_record_of_the_active_segment() {
@@ -229,13 +249,31 @@ mod tests {
         let store = Store::open(dir.path(), 1).unwrap();
         block_on(store.put("key", "value")).unwrap();
         assert!(block_on(store.verify()).unwrap().is_sound());
-        let index = |partition: std::rc::Rc<crate::partition::Partition>| async move {
-            partition.index_a_phantom();
-            Ok(())
-        };
-        block_on(store.on_all(index, |_| ())).unwrap();
-        let problems = block_on(store.verify()).unwrap().problems;
-        assert_eq!(problems.len(), 1, "{problems:?}");
-        assert!(problems[0].to_string().contains("the index has records"), "{problems:?}");
+        ask(&store, |partition| partition.index_a_phantom());
+        verify_finds(&store, "the index has records");
+    }
+
+    #[test]
+    fn verification_finds_an_index_that_lacks_a_key_or_has_what_is_older() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), 1).unwrap();
+        let says = |entry| ask(&store, move |partition| partition.index_so(b"key", entry));
+        block_on(store.put("key", "first")).unwrap();
+        let first = says(None);
+        verify_finds(&store, "the index lacks a record");
+        says(first);
+        assert!(block_on(store.verify()).unwrap().is_sound());
+
+        block_on(store.put("key", "second")).unwrap();
+        let second = says(first);
+        verify_finds(&store, "the index lacks a record");
+        says(second);
+        assert!(block_on(store.verify()).unwrap().is_sound());
+
+        block_on(store.delete("key")).unwrap();
+        let tombstone = says(second);
+        verify_finds(&store, "the index lacks a record");
+        says(tombstone);
+        assert!(block_on(store.verify()).unwrap().is_sound());
     }
 }

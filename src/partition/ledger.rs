@@ -18,7 +18,33 @@ pub(super) struct Ledger {
     pub(super) live_keys: u64,
 }
 
+/// What the keydir knows of a record in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// It points to it.
+    Newest,
+    /// It points to a later one of that key; or it is a tombstone that stands over nothing.
+    Superseded,
+    /// Neither.
+    Not,
+}
+
 impl Ledger {
+    /// What the keydir knows of the record in this place.
+    pub(super) fn known(&self, digest: Digest, place: Place) -> Known {
+        // As a recovery reads the log: by segment, and in it by offset.
+        let at = |place: Place| {
+            let extant = self.space.try_get(place.slot())?;
+            Some((extant.segment.id, place.offset()))
+        };
+        match self.keydir.get(digest) {
+            Some(entry) if entry.place == place.bits() => Known::Newest,
+            Some(entry) if at(Place::of(entry.place)) > at(place) => Known::Superseded,
+            None if place.is_tombstone() => Known::Superseded,
+            _ => Known::Not,
+        }
+    }
+
     /// A key's newest record is here now.
     pub(super) fn index(&mut self, digest: Digest, place: Place) {
         let before = self.keydir.get(digest);

@@ -1,9 +1,14 @@
 //! Verification: every file is read, every sum checked, the keydir and the hints against the log.
 //!
-//! Invariant: it changes nothing, and reports all that it finds instead of ending at the first.
+//! Invariants: it changes nothing, and reports all that it finds instead of ending at the first. The
+//! keydir is held against the log in both directions: what it points to is there, and whatever is
+//! there it knows, or something later of the same key.
 
 use super::Partition;
 use super::digest::Digest;
+#[cfg(test)]
+use super::keydir::Entry;
+use super::ledger::Known;
 use super::rotate::entry_of;
 use super::walk::Pins;
 use crate::error::{Error, Result};
@@ -97,15 +102,21 @@ impl Partition {
             let len = extant.scan_len().min(extant.len);
             (len, extant.end, extant.seal, extant.live_records + extant.freed_records)
         };
+        // Copies that reads do not see yet: the keydir has their originals.
+        let unseen = self.commit.unseen();
         let strictness = Strictness { sealed: seal.is_some(), salvage: true };
         let mut scan = Scan::new(&segment, len, strictness);
-        let (mut live, mut agrees) = (0, true);
+        let (mut live, mut agrees, mut unknown) = (0, true, None);
         while let Some(shown) = scan.next().await? {
             verified.records += 1;
             let Some(entry) = entry_of(&self.secret, &shown) else { continue };
-            let found = self.ledger.borrow().keydir.get(Digest::from_bytes(entry.digest));
             let place = Place::new(slot, entry.offset, entry.class, entry.len);
-            live += u64::from(found.is_some_and(|found| found.place == place.bits()));
+            match self.ledger.borrow().known(Digest::from_bytes(entry.digest), place) {
+                Known::Newest => live += 1,
+                Known::Superseded => {}
+                Known::Not if unseen.binary_search(&(slot, entry.offset)).is_ok() => {}
+                Known::Not => unknown = unknown.or(Some(entry.offset)),
+            }
             if let Some(hinted) = &mut hinted {
                 agrees &= hinted.next() == Some(entry);
             }
@@ -125,6 +136,11 @@ impl Partition {
         let freed = self.ledger.borrow().space.get(slot).freed_records;
         if live + freed < before {
             problems.push(segment.corrupt(end, "the index has records that are not there"));
+        }
+        // What the log says is gone the keydir may have forgotten.
+        let dropped = self.ledger.borrow().space.get(slot).dropped;
+        if let Some(offset) = unknown.filter(|_| !dropped) {
+            problems.push(segment.corrupt(offset, "the index lacks a record that is there"));
         }
         if sound && hinted.is_some_and(|mut rest| !agrees || rest.next().is_some()) {
             let reason = "the hint does not say what its segment holds";
@@ -168,5 +184,17 @@ impl Partition {
     pub(crate) fn index_a_phantom(&self) {
         let place = Place::new(self.commit.active(), BLOCK + 8, Class::Put, 64);
         self.ledger.borrow_mut().index(Digest::new(&self.secret, b"phantom"), place);
+    }
+
+    /// Has the keydir say this of a key, without a word in the log. Returns what it said before.
+    pub(crate) fn index_so(&self, key: &[u8], entry: Option<Entry>) -> Option<Entry> {
+        let digest = Digest::new(&self.secret, key);
+        let ledger = &mut *self.ledger.borrow_mut();
+        let before = match entry {
+            Some(entry) => ledger.keydir.insert(digest, entry),
+            None => ledger.keydir.remove(digest),
+        };
+        entry.inspect(|entry| ledger.space.add_live(Place::of(entry.place)));
+        before.inspect(|entry| ledger.space.sub_live(Place::of(entry.place)))
     }
 }
