@@ -268,22 +268,22 @@ fn no_put_waits_for_ever_while_there_is_garbage_that_no_merge_takes() {
     }
 }
 
-/// A copy that reads do not see yet when a scan begins is seen, and moved on, while it goes by.
-#[test]
-fn a_scan_shows_once_what_merges_move_while_it_goes_by() {
+/// Looks again and again while all entries are moved and moved again, with copies that reads do not
+/// see for long.
+fn look_while_merges_move(chances: u64, look: impl AsyncFn(&Scene) -> Checked + Copy + 'static) {
     const MANY: usize = 9;
     const STAYS: usize = 3;
     const LEN: usize = 15_000;
-    for chance in 0..150 {
+    for chance in 0..chances {
         let mut seed = seed_of(chance, MANY);
-        live(&mut seed, None, LEFT, false, async |scene: Rc<Scene>| {
+        live(&mut seed, None, LEFT, false, async move |scene: Rc<Scene>| {
             for key in 0..MANY {
                 put(&scene, key, LEN, Durability::Buffered).await?;
             }
             let over = Rc::new(Cell::new(false));
             let (writes, stop) = (Rc::clone(&scene), Rc::clone(&over));
             let writing = rt::spawn(async move {
-                // One of each segment, again and again: all others are moved, and moved again.
+                // One of each segment, so that all others are moved.
                 for turn in 0..8 {
                     for key in (STAYS..MANY).skip(turn % 3).step_by(3) {
                         put(&writes, key, LEN, Durability::Buffered).await?;
@@ -301,7 +301,7 @@ fn a_scan_shows_once_what_merges_move_while_it_goes_by() {
             }
             let rng = &mut Rng::new(chance);
             while !over.get() {
-                scene.scan().await?;
+                look(&scene).await?;
                 for _ in 0..rng.below(40) {
                     rt::yield_now().await;
                 }
@@ -309,6 +309,18 @@ fn a_scan_shows_once_what_merges_move_while_it_goes_by() {
             writing.await.map_err(|error| format!("{error:?}"))?
         });
     }
+}
+
+/// A copy that reads do not see yet when a scan begins is seen, and moved on, while it goes by.
+#[test]
+fn a_scan_shows_once_what_merges_move_while_it_goes_by() {
+    look_while_merges_move(150, async |scene| scene.scan().await);
+}
+
+/// The index is behind the log by the copies that reads do not see yet, and that is right.
+#[test]
+fn verification_knows_of_copies_that_reads_do_not_see_yet() {
+    look_while_merges_move(50, async |scene| scene.verify().await);
 }
 
 /// Whoever reads what has expired has that written down while there is room for it; merges find
