@@ -7,7 +7,10 @@ mod store_kit;
 
 use futures::future::try_join_all;
 use ringlog::{Durability, Error, PutOptions};
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -58,6 +61,25 @@ fn a_backup_opens_and_holds_what_the_store_held() {
             assert_eq!(scan_all(&small(&source, 3).open().unwrap()).len(), count);
         }
     }
+}
+
+/// It takes the time and the space of one segment a partition: on one file system all others are
+/// hard links.
+#[test]
+fn a_backup_links_all_segments_but_the_one_that_is_written_to() {
+    const PARTITIONS: usize = 2;
+    let dir = disk_dir();
+    let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+    let store = small(&source, PARTITIONS).open().unwrap();
+    put_cold(&store, 300);
+    let segments = run(store.stats()).unwrap().total().segments;
+    run(store.backup(&target)).unwrap();
+    let inodes = |dir: &Path| -> BTreeSet<u64> {
+        files(dir, "log").iter().map(|path| path.metadata().unwrap().ino()).collect()
+    };
+    let linked = inodes(&target).intersection(&inodes(&source)).count();
+    assert!(segments > 6, "{segments} segments");
+    assert_eq!(linked as u64, segments - PARTITIONS as u64);
 }
 
 #[test]
