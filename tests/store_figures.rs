@@ -99,6 +99,8 @@ fn five_million_keys_open_after_a_close_and_after_a_kill() {
 #[test]
 #[ignore = "fills millions of keys"]
 fn a_key_takes_at_most_32_bytes_of_memory() {
+    /// Code, rings, stacks, buffers, and what is remembered for hints.
+    const FIXED: u64 = 16 << 20;
     let dir = disk_dir();
     let before = resident();
     let builder = Store::builder(dir.path()).partitions(2).durability(Durability::Buffered);
@@ -114,7 +116,7 @@ fn a_key_takes_at_most_32_bytes_of_memory() {
             index as f64 / keys as f64,
             resident as f64 / keys as f64
         );
-        assert!(index <= keys * 32 && resident <= keys * 32);
+        assert!(index <= keys * 32 && resident <= keys * 32 + FIXED);
     }
     run(store.close()).unwrap();
 }

@@ -22,10 +22,9 @@ pub(crate) const ENTRY_LEN: usize = 24;
 /// How much is written and read at a time: whole entries, 96 KiB of them. All partitions do it at the
 /// same time when a store is opened, so not as much as is read of logs.
 const PIECE: usize = 4096 * ENTRY_LEN;
-/// How many entries all partitions of a store remember of the segments that they write: 6 MiB. With
-/// one partition and segments of the default size it is enough for records of 128 bytes; and it
-/// leaves the whole process below 32 bytes a key, if it has a million.
-pub(crate) const REMEMBERED: usize = 256 << 10;
+/// How many entries all partitions of a store remember of the segments that they write: 12 MiB. With
+/// one partition and segments of the default size it is enough for records of 64 bytes.
+pub(crate) const REMEMBERED: usize = 512 << 10;
 
 /// A put or delete as a hint has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
