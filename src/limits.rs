@@ -16,8 +16,8 @@ pub const MAX_PARTITIONS: usize = 4096;
 /// of the largest groups, so the device always has the next one, and a slow device is no reason for
 /// memory to grow.
 ///
-/// A request counts with its key, its value and [`REQUEST_OVERHEAD`]; one that is larger than all
-/// of it is let in alone.
+/// A request counts with its key, its value and [`REQUEST_OVERHEAD`], one of many puts with all of
+/// them and 256 bytes more for each; one that is larger than all of it is let in alone.
 pub const QUEUE_BYTES: usize = 64 << 20;
 
 /// What a request counts for besides its key and value, in bytes: a round figure for its task and

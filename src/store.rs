@@ -2,9 +2,10 @@
 //!
 //! Invariants: no length goes further down unchecked; after `close` no clone of it does anything.
 
+mod many;
 mod whole;
 
-use crate::bulk::{Entry, ask_all, time_of};
+use crate::bulk::{Entry, time_of};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::limits::{MAX_KEY_LEN, MAX_VALUE_LEN};
@@ -371,62 +372,6 @@ impl Store {
     }
 
     // ---- many keys --------------------------------------------------------------------------
-
-    /// The values of many keys, in their order: what the cache has not takes one request to each
-    /// partition that is concerned, its reads in flight together, 64 at a time. Not a snapshot:
-    /// writes may come between. The answer holds all the values: how much memory that is, is the
-    /// caller's choice of keys. Dropping the future changes nothing.
-    ///
-    /// # Errors
-    ///
-    /// As [`get`](Self::get), for any of the keys: then there are no values at all.
-    pub fn get_many<K: AsRef<[u8]>>(
-        &self,
-        keys: impl IntoIterator<Item = K>,
-    ) -> Reply<Vec<Option<Bytes>>> {
-        let inner = Arc::clone(&self.inner);
-        let mut wanted = Vec::new();
-        for key in keys {
-            let key = key.as_ref();
-            if key.len() > MAX_KEY_LEN {
-                return Reply::error(Error::KeyTooLarge { len: key.len() });
-            }
-            wanted.push(Bytes::copy_from_slice(key));
-        }
-        Reply::new(async move {
-            inner.check_open()?;
-            let router = &inner.router;
-            let mut values = vec![None; wanted.len()];
-            let mut parts = vec![(Vec::new(), Vec::new(), 0); router.partitions()];
-            for (place, key) in wanted.into_iter().enumerate() {
-                let digest = router.digest(&key);
-                values[place] = router.cached(digest, &key);
-                if values[place].is_none() {
-                    let (places, keys, bytes) = &mut parts[digest.partition(router.partitions())];
-                    places.push(place);
-                    *bytes += key.len();
-                    keys.push((digest, key));
-                }
-            }
-            let (mut order, mut asks) = (Vec::new(), Vec::new());
-            let parts =
-                parts.into_iter().enumerate().filter(|(_, (places, ..))| !places.is_empty());
-            for (index, (places, keys, bytes)) in parts {
-                let router = Arc::clone(router);
-                order.push(places);
-                asks.push(Reply::new(async move {
-                    let work = move |p: Rc<Partition>| async move { p.get_many(keys).await };
-                    router.send_to(index, bytes, work).await
-                }));
-            }
-            for (places, answers) in order.into_iter().zip(ask_all(asks).await?) {
-                for (place, value) in places.into_iter().zip(answers) {
-                    values[place] = value;
-                }
-            }
-            Ok(values)
-        })
-    }
 
     fn new_put(&self, key: &[u8], value: &[u8], options: PutOptions) -> Result<Put> {
         if key.len() > MAX_KEY_LEN {

@@ -155,6 +155,8 @@ fn every_operation(store: &Store, dir: &Path) -> Vec<Result<(), Error>> {
         run(store.get_entry("key")).map(drop),
         run(store.get_many(["key"])).map(drop),
         run(store.get_many([""; 0])).map(drop),
+        run(store.put_many([("key", "value")])),
+        run(store.put_many([("", ""); 0])),
         run(store.contains_key("key")).map(drop),
         run(store.delete("key")).map(drop),
         run(store.update("key", |_| panic!("it is closed"))).map(drop),

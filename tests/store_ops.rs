@@ -5,12 +5,14 @@
 mod store_common;
 mod store_kit;
 
-use futures::future::{join_all, try_join_all};
-use ringlog::{Error, MAX_KEY_LEN, Store};
+use futures::future::{join, join_all, try_join_all};
+use ringlog::{Error, MAX_KEY_LEN, MAX_VALUE_LEN, QUEUE_BYTES, Store};
+use std::cell::RefCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use store_common::{Rng, Watchdog, disk_dir, open, run};
 use store_kit::{
-    MODES, gone, number, on_threads, put, records, remove_hints, scan_all, small, value,
+    MODES, Map, assert_is, gone, number, on_threads, put, records, remove_hints, scan_all, small,
+    value,
 };
 
 const THREADS: u64 = 4;
@@ -279,4 +281,66 @@ fn a_key_that_is_too_long_among_many_is_refused() {
     let long = vec![0; MAX_KEY_LEN + 1];
     let asked = run(store.get_many([&b"key"[..], &long]));
     assert!(matches!(asked, Err(Error::KeyTooLarge { len }) if len == MAX_KEY_LEN + 1));
+}
+
+#[test]
+fn many_puts_are_done_in_the_order_given_and_of_equal_keys_the_last_counts() {
+    let dir = disk_dir();
+    let store = small(dir.path(), 5).open().unwrap();
+    run(store.put_many(Vec::<(Vec<u8>, Vec<u8>)>::new())).unwrap();
+    let mut rng = Rng(1);
+    let mut map = Map::new();
+    for _ in 0..3 {
+        // More than one step for each partition.
+        let puts: Vec<_> = (0..12_000)
+            .map(|n| {
+                (format!("key {}", rng.below(9_000)).into_bytes(), format!("{n}").into_bytes())
+            })
+            .chain([(Vec::new(), b"empty".to_vec()), (b"nothing".to_vec(), Vec::new())])
+            .collect();
+        run(store.put_many(puts.iter().map(|(key, value)| (key, value)))).unwrap();
+        map.extend(puts);
+        assert_is(&store, &map, "what was put last");
+    }
+    drop(store);
+    assert_is(&small(dir.path(), 5).open().unwrap(), &map, "reopened");
+}
+
+#[test]
+fn many_puts_that_are_more_than_a_queue_takes_are_written() {
+    const LEN: usize = 64 << 10;
+    let dir = disk_dir();
+    let store = open(dir.path(), 1);
+    let count = QUEUE_BYTES / LEN + 50;
+    let value = |n: usize| vec![u8::try_from(n % 251).unwrap(); LEN];
+    let many = store.put_many((0..count).map(|n| (n.to_string(), value(n))));
+    // Others are answered before they are done.
+    let order = RefCell::new(Vec::new());
+    run(async {
+        let many = async { many.await.map(|()| order.borrow_mut().push("many")) };
+        let one =
+            async { store.put("one", "value").await.map(|()| order.borrow_mut().push("one")) };
+        let (many, one) = join(many, one).await;
+        many.and(one)
+    })
+    .unwrap();
+    assert_eq!(order.into_inner(), ["one", "many"]);
+    assert_eq!(run(store.len()).unwrap(), count as u64 + 1);
+    for n in (0..count).step_by(97) {
+        assert_eq!(run(store.get(n.to_string())).unwrap().unwrap(), value(n));
+    }
+}
+
+#[test]
+fn of_many_puts_none_is_done_if_one_is_too_long_or_before_they_are_awaited() {
+    let dir = disk_dir();
+    let store = open(dir.path(), 2);
+    let long = vec![0; MAX_KEY_LEN + 1];
+    let put = run(store.put_many([(&b"key"[..], "value"), (&long, "value")]));
+    assert!(matches!(put, Err(Error::KeyTooLarge { len }) if len == MAX_KEY_LEN + 1));
+    let large = vec![0; MAX_VALUE_LEN + 1];
+    let put = run(store.put_many([("key", &b"value"[..]), ("other", &large)]));
+    assert!(matches!(put, Err(Error::ValueTooLarge { len }) if len == MAX_VALUE_LEN + 1));
+    drop(store.put_many([("key", "value")]));
+    assert!(run(store.is_empty()).unwrap());
 }

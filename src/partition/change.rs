@@ -18,6 +18,11 @@ use std::rc::Rc;
 /// After so many merges in a row that gave back nothing a delete still tries again.
 const IN_VAIN: usize = 3;
 
+/// So many of many puts are staged at a time: some 0.1 ms of the owner's time.
+const STEP: usize = 256;
+/// Or so many bytes of them, and the value that goes beyond: the device is near its full rate.
+const STEP_BYTES: usize = 256 << 10;
+
 /// What must hold for a put to happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Condition {
@@ -164,15 +169,52 @@ impl Partition {
                 return Ok(None);
             }
         }
+        let (ticket, version) = self.stage_put(digest, put)?;
+        ticket.wait(self).await?;
+        self.keep_pace().await;
+        Ok(Some(version))
+    }
+
+    fn stage_put(self: &Rc<Self>, digest: Digest, put: Put) -> Result<(Rc<Ticket>, u64)> {
         let expiry = put.expiry.map(|expiry| match expiry {
             Expiry::After(millis) => self.clock.now().saturating_add(millis),
             Expiry::At(millis) => millis,
         });
         let op = Op::Put { key: put.key, value: put.value, sum: put.sum, expiry };
-        let (ticket, version) = self.stage(digest, op, put.durability)?;
-        ticket.wait(self).await?;
-        self.keep_pace().await;
-        Ok(Some(version))
+        self.stage(digest, op, put.durability)
+    }
+
+    /// Puts without conditions, in this order. One step of them is written while the next is staged.
+    /// After an error no more are staged, and none is on its way when it is told.
+    pub(crate) async fn put_many(self: &Rc<Self>, puts: Vec<(Digest, Put)>) -> Result<()> {
+        let mut puts = puts.into_iter();
+        let (mut result, mut before) = (Ok(()), Vec::new());
+        loop {
+            let mut staged = Vec::new();
+            if result.is_ok() && puts.len() > 0 {
+                result = self.make_sure_there_is_room().await;
+            }
+            let mut bytes = 0;
+            while result.is_ok()
+                && staged.len() < STEP
+                && bytes < STEP_BYTES
+                && let Some((digest, put)) = puts.next()
+            {
+                bytes += put.key.len() + put.value.len();
+                match self.stage_put(digest, put) {
+                    Ok((ticket, _)) => staged.push(ticket),
+                    Err(error) => result = Err(error),
+                }
+            }
+            let last = staged.is_empty();
+            for ticket in std::mem::replace(&mut before, staged) {
+                result = result.and(ticket.wait(self).await);
+            }
+            self.keep_pace().await;
+            if last {
+                return result;
+            }
+        }
     }
 
     /// Whether the key was there.

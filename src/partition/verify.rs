@@ -111,9 +111,12 @@ impl Partition {
             verified.records += 1;
             let Some(entry) = entry_of(&self.secret, &shown) else { continue };
             let place = Place::new(slot, entry.offset, entry.class, entry.len);
-            match self.ledger.borrow().known(Digest::from_bytes(entry.digest), place) {
+            let ledger = self.ledger.borrow();
+            match ledger.known(Digest::from_bytes(entry.digest), place) {
                 Known::Newest => live += 1,
                 Known::Superseded => {}
+                // Of what the log says is gone the keydir may forget all.
+                Known::Not if ledger.space.get(slot).dropped => {}
                 Known::Not if unseen.binary_search(&(slot, entry.offset)).is_ok() => {}
                 Known::Not => unknown = unknown.or(Some(entry.offset)),
             }
@@ -137,9 +140,7 @@ impl Partition {
         if live + freed < before {
             problems.push(segment.corrupt(end, "the index has records that are not there"));
         }
-        // What the log says is gone the keydir may have forgotten.
-        let dropped = self.ledger.borrow().space.get(slot).dropped;
-        if let Some(offset) = unknown.filter(|_| !dropped) {
+        if let Some(offset) = unknown {
             problems.push(segment.corrupt(offset, "the index lacks a record that is there"));
         }
         if sound && hinted.is_some_and(|mut rest| !agrees || rest.next().is_some()) {

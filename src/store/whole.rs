@@ -59,7 +59,7 @@ impl Store {
     /// A barrier: when it resolves to `Ok`, every write that was acknowledged before its first poll
     /// is durable, in all partitions. So is a plain put or delete that was only polled before it,
     /// and did not fail; but what has to read before it is written (a condition, an update, a key
-    /// with an expiry), or to wait for room, may come after the barrier. Dropping the future once
+    /// with an expiry), or to wait for room, or is one of many puts, may come after the barrier. Dropping the future once
     /// it was polled leaves syncs to be made by those partitions that it was sent to.
     ///
     /// # Errors
@@ -163,8 +163,9 @@ impl Store {
     }
 
     /// Closes the store: finishes the requests that were sent, syncs and seals the logs, ends the
-    /// threads. Writes that still wait for their turn, or for a read that they are judged by, and
-    /// all that other handles ask from then on, get [`Error::Closed`]. When it resolves to `Ok`,
+    /// threads. Writes that still wait for their turn, or for a read that they are judged by, those of
+    /// many puts that come later, and all that other handles ask from then on, get
+    /// [`Error::Closed`]. When it resolves to `Ok`,
     /// all that was acknowledged is durable, whatever its [`Durability`](crate::Durability). There is
     /// no bound on how long the device may take for that.
     ///

@@ -8,6 +8,7 @@ use super::rng::Rng;
 use super::world::World;
 use ringlog::{Bytes, Durability, Error, PutOptions, Store, rt};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
@@ -309,6 +310,47 @@ impl Scene {
         Err(format!("{op}: {condition:?} {held}: {:?}", model.keys[key]))
     }
 
+    /// Some keys by one request, some of them perhaps twice. If it fails, nobody knows of which.
+    async fn put_many(&self, rng: &mut Rng) -> Checked {
+        let durability = self.durability(rng);
+        let keys = self.model().keys.len();
+        let mut puts = Vec::new();
+        // Sometimes so large that they are staged in several steps.
+        let large = rng.one_in(8);
+        for _ in 0..2 + rng.index(if large { 12 } else { 6 }) {
+            let len = if large { 90_000 } else { self.len(rng) };
+            let key = rng.index(keys);
+            let mut model = self.model();
+            let op = model.try_write(key, Some(len), durability == Durability::Sync, 0);
+            puts.push((key, op, model.keys[key].name.clone(), value(op, len)));
+        }
+        let entries = puts.iter().map(|(_, _, name, value)| (name, value));
+        let reply = self.store.with_durability(durability).put_many(entries);
+        match self.answer(rng, reply).await {
+            None => Ok(()),
+            Some(Ok(())) => {
+                let mut last = BTreeMap::new();
+                for (key, op, ..) in puts {
+                    for (partition, number) in self.world.borrow().order.put(op) {
+                        if last.insert(partition, number).is_some_and(|before| before > number) {
+                            return Err(format!("{op} came before one that it was given after"));
+                        }
+                    }
+                    self.check_put(op, durability)?;
+                    self.model().acknowledge(key, op, 0)?;
+                }
+                Ok(())
+            }
+            Some(Err(error)) => {
+                if let Error::Poisoned { path, .. } = &error {
+                    let partition = partition_of_file(&path.join("any")).ok_or("of which?")?;
+                    self.model().poison(partition);
+                }
+                self.judge(&error)
+            }
+        }
+    }
+
     pub async fn update(&self, rng: &mut Rng, key: usize) -> Checked {
         let (len, durability) = (self.len(rng), self.durability(rng));
         let (name, op) = {
@@ -435,7 +477,8 @@ impl Scene {
             134..136 => self.answer(rng, self.scan()).await.unwrap_or(Ok(())),
             136 => self.answer(rng, self.verify()).await.unwrap_or(Ok(())),
             137 if rng.one_in(4) => self.back_up(rng).await,
-            138..145 => {
+            138..141 => self.put_many(rng).await,
+            141..146 => {
                 let pause = Duration::from_micros(rng.below(20_000));
                 drop(rt::timeout(pause).await);
                 Ok(())

@@ -13,8 +13,10 @@ use crate::caller::{Caller, Op};
 use crate::data::Random;
 use crate::store::{Setup, Store, entry};
 
-/// Puts in flight while loading: half a batch of the blocking engines. More fit no cache.
-const LOADERS: u64 = 512;
+/// Puts that are sent together while loading, as many as in a transaction of the blocking engines, and
+/// how many such are on their way, as those have threads.
+const BATCH: u64 = 1000;
+const LOADERS: u64 = 2;
 
 pub(super) struct Ringlog {
     store: ringlog::Store,
@@ -52,16 +54,21 @@ impl Ringlog {
 
 impl Store for Ringlog {
     fn load(&self, ids: Range<u64>) -> Result<()> {
-        let loader = |first: u64| async move {
-            let mut random = Random::new(first);
-            for id in (first..ids.end).step_by(usize::try_from(LOADERS)?) {
-                let (key, value) = entry(id, self.setup.value, &mut random);
-                self.put(&key, &value, false).await?;
+        let store = self.store.with_durability(Durability::Buffered);
+        let loader = |first: u64| {
+            let store = store.clone();
+            async move {
+                let mut random = Random::new(first);
+                for start in (first..ids.end).step_by(usize::try_from(LOADERS * BATCH)?) {
+                    let some = start..ids.end.min(start + BATCH);
+                    let puts = some.map(|id| entry(id, self.setup.value, &mut random));
+                    store.put_many(puts).await?;
+                }
+                Ok(())
             }
-            Ok(())
         };
         let loaders: FuturesUnordered<_> =
-            (ids.start..ids.end.min(ids.start + LOADERS)).map(loader).collect();
+            (0..LOADERS).map(|n| loader(ids.start + n * BATCH)).collect();
         rt::block_on(loaders.try_collect())
     }
 
