@@ -12,6 +12,8 @@ mod edges;
 mod late;
 #[path = "sim/lists.rs"]
 mod lists;
+#[path = "sim/many.rs"]
+mod many;
 #[path = "sim/merging.rs"]
 mod merging;
 #[path = "sim/promises.rs"]

@@ -23,7 +23,7 @@ const HOUR: u64 = 3600 * 1_000_000_000;
 /// Opens the store beside the lives, and closes it after `work`. Its keys are no matter to the
 /// model.
 #[track_caller]
-fn open<F>(seed: &mut Seed, work: impl FnOnce(Rc<Scene>) -> F + 'static)
+pub fn open<F>(seed: &mut Seed, work: impl FnOnce(Rc<Scene>) -> F + 'static)
 where
     F: Future<Output = Checked> + 'static,
 {
