@@ -47,7 +47,8 @@ fn overwritten_for_ever(keys: usize, times: usize, partitions: usize) {
         run(try_join_all(some.iter().map(|&n| store.put(name(n), &value)))).unwrap();
         most = most.max(allocated(dir.path()));
     }
-    let bound = 2 * live(&store) + partitions as u64 * SLACK;
+    // Puts wait at three quarters; in a quarter of it all else has its place, but for this.
+    let bound = 2 * live(&store) + partitions as u64 * 2 * SEGMENT;
     assert!(most <= bound, "{most} bytes, {} live, {bound} allowed", live(&store));
     let stats = run(store.stats()).unwrap().total();
     assert!(stats.merges > 0 && stats.keys == keys as u64, "{stats:?}");
@@ -93,7 +94,8 @@ fn all_space_comes_back_by_itself_after_everything_was_deleted() {
         run(store.compact()).unwrap();
         let stats = run(store.stats()).unwrap().total();
         assert_eq!((stats.keys, stats.live_bytes), (0, 0), "tombstones are left: {stats:?}");
-        assert!(allocated(dir.path()) <= 2 * SLACK);
+        // Two partitions with nothing in them: an active segment and two spares each.
+        wait_until("the rest comes back", || allocated(dir.path()) <= 4 * SEGMENT);
     }
 }
 
