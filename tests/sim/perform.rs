@@ -328,7 +328,13 @@ impl World {
         if failed.is_err() {
             len = self.rng.below(len + 1); // part of it may have happened
         } else {
-            len = self.cut_short(Fault::ShortWrite, len);
+            // A device that never takes a whole block is broken, and not what is tried here.
+            let in_a_row = self.short_writes.remove(&(open.ino, offset)).unwrap_or(0);
+            let cut = self.cut_short(Fault::ShortWrite, len);
+            if cut < len && in_a_row < 8 {
+                self.short_writes.insert((open.ino, offset), in_a_row + 1);
+                len = cut;
+            }
             if direct {
                 len = len.next_multiple_of(512);
             }

@@ -85,6 +85,8 @@ pub struct World {
     pub errors: u64,
     /// In this life it was short of room or of descriptors, or said so.
     pub short: bool,
+    /// Writes that came short in a row, by file and offset.
+    pub short_writes: BTreeMap<(Ino, u64), u32>,
     /// In this life something was refused for want of room or of descriptors.
     pub denied: bool,
     /// Performed writes of any kind, to files or names.
@@ -119,7 +121,7 @@ pub struct World {
 }
 
 /// A life that takes longer hangs.
-const MAX_STEPS: u64 = 6_000_000;
+const MAX_STEPS: u64 = 60_000_000;
 
 impl World {
     pub fn new(seed: u64) -> Self {
@@ -145,6 +147,7 @@ impl World {
             dropped: BTreeSet::new(),
             errors: 0,
             short: false,
+            short_writes: BTreeMap::new(),
             denied: false,
             mutations: 0,
             missed: 0,
