@@ -92,9 +92,9 @@ impl Store {
         self.on_all(|partition| async move { partition.compact().await }, |_| ())
     }
 
-    /// Reads every file of the store: checks every header and sum, the index against the segments,
-    /// and the hints against theirs. What does not fit is in the report, and is no error; so is how
-    /// many hints are missing, which is no damage.
+    /// Reads every file of the store: checks every header and sum, the index against the segments
+    /// and these against the index, and the hints against theirs. What does not fit is in the report,
+    /// and is no error; so is how many hints are missing, which is no damage.
     ///
     /// The store can be used meanwhile; what is written after it began may be left out. It keeps the
     /// files that it has yet to read, as a [`Scan`] does. Nothing is changed. Dropping the future
