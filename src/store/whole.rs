@@ -59,8 +59,9 @@ impl Store {
     /// A barrier: when it resolves to `Ok`, every write that was acknowledged before its first poll
     /// is durable, in all partitions. So is a plain put or delete that was only polled before it,
     /// and did not fail; but what has to read before it is written (a condition, an update, a key
-    /// with an expiry), or to wait for room, or is one of many puts, may come after the barrier. Dropping the future once
-    /// it was polled leaves syncs to be made by those partitions that it was sent to.
+    /// with an expiry), or to wait for room, or is one of many puts, may come after the barrier.
+    /// Dropping the future once it was polled leaves syncs to be made by those partitions that it
+    /// was sent to.
     ///
     /// # Errors
     ///
