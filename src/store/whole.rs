@@ -164,11 +164,11 @@ impl Store {
     }
 
     /// Closes the store: finishes the requests that were sent, syncs and seals the logs, ends the
-    /// threads. Writes that still wait for their turn, or for a read that they are judged by, those of
-    /// many puts that come later, and all that other handles ask from then on, get
-    /// [`Error::Closed`]. When it resolves to `Ok`,
-    /// all that was acknowledged is durable, whatever its [`Durability`](crate::Durability). There is
-    /// no bound on how long the device may take for that.
+    /// threads. Writes that still wait for their turn, or for a read that they are judged by, those
+    /// of many puts that come later, and all that other handles ask from then on, get
+    /// [`Error::Closed`]. When it resolves to `Ok`, all that was acknowledged is durable, whatever
+    /// its [`Durability`](crate::Durability). There is no bound on how long the device may take for
+    /// that.
     ///
     /// It is closed to all handles from the first poll on. Dropping the future after that leaves
     /// partitions that were not sealed yet unsealed, as a crash would; the threads are ended as by
