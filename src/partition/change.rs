@@ -206,11 +206,13 @@ impl Partition {
                     Err(error) => result = Err(error),
                 }
             }
-            let last = staged.is_empty();
+            let (first, last) = (before.is_empty(), staged.is_empty());
             for ticket in std::mem::replace(&mut before, staged) {
                 result = result.and(ticket.wait(self).await);
             }
-            self.keep_pace().await;
+            if !first && result.is_ok() {
+                self.keep_pace().await;
+            }
             if last {
                 return result;
             }

@@ -54,8 +54,8 @@ impl Store {
     /// # Errors
     ///
     /// [`Error::KeyTooLarge`] or [`Error::ValueTooLarge`], of any of them: nothing was written.
-    /// Else as [`put`](Self::put), of one that failed: each of the others has been written or not,
-    /// and none will be from then on.
+    /// Else as [`put`](Self::put), of one that failed, when the other partitions are done with
+    /// theirs: each of the others has been written or not, and none will be from then on.
     pub fn put_many<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &self,
         entries: impl IntoIterator<Item = (K, V)>,
