@@ -99,7 +99,8 @@ impl VerifyReport {
 ///
 /// An item may be an error, and is the last one then: [`Error::Corrupt`] for what does not
 /// validate, [`Error::Io`] if a file cannot be read, [`Error::Closed`] if the store was closed,
-/// before or meanwhile, or its last handle dropped. A poisoned partition can be scanned.
+/// before or meanwhile, or its last handle dropped. A poisoned partition can be scanned,
+/// but gives [`Error::Poisoned`] if the log lacks writes that were acknowledged without a sync.
 pub struct Scan {
     router: Arc<Router>,
     prefix: Bytes,
@@ -145,6 +146,7 @@ impl Scan {
                 let (router, index) = (Arc::clone(&self.router), self.partition);
                 let prefix = self.prefix.clone();
                 let begin = move |partition: Rc<Partition>| async move {
+                    partition.keep_promises().await?;
                     Ok(Step::Begun(Owned::new(partition.walk(prefix))))
                 };
                 Reply::new(async move { router.send_to(index, 0, begin).await })

@@ -13,14 +13,19 @@ use std::time::Duration;
 /// The last sync of `Interval` was begun no later than the given time after a write got its place,
 /// so what may be lost are the writes of that time, and those of the time that the sync takes.
 ///
-/// **What the kernel has, and the device.** With direct I/O a write that is acknowledged without a
-/// sync has been handed to the device and may be in its volatile cache. A kernel crash does not
-/// empty that cache as long as the device keeps its power; power loss does. But the file system may
-/// not have noted yet that the file's space is written there, and what it has only in memory goes
-/// with the kernel: then zeroes are read where the write was. Where there is no direct I/O the
-/// write is in the page cache until the kernel writes it back, and a kernel crash takes that too.
-/// So without a sync a kernel crash often takes less than power loss, but nothing is promised of
-/// it.
+/// **What the kernel has, and the device.** A write that is acknowledged without a sync has been
+/// copied into its partition's journal, a small file in the page cache, or else written to the log. A
+/// kernel crash takes what only the page cache has. With direct I/O what was written to the log has
+/// been handed to the device, which keeps it as long as it has power; but the file system may not
+/// have noted yet that the file's space is written there, and that note goes with the kernel. So
+/// without a sync nothing is promised of a kernel crash, though it often takes less than power loss.
+///
+/// **What has to wait for the log.** In the journal goes what is small (up to 128 KiB with segments
+/// of the default size), cannot expire, and does not come behind a write that waits, while there is
+/// room in it, in the segment, and on the disk (eight segments, when the first such write comes).
+/// What does not go there is acknowledged when the log has it, after the device's time for a write.
+/// It is a write of the page cache on the thread that owns the partition, so whatever holds up such
+/// writes (a frozen file system, other programs' dirty pages) holds up that partition.
 ///
 /// What is lost is always the end of a partition's log: a write never survives without those that
 /// the same partition acknowledged before it. A sync is [`Store::sync`](crate::Store::sync),
@@ -37,10 +42,10 @@ pub enum Durability {
     /// before it. Writes that are under way at the same time share a sync.
     #[default]
     Sync,
-    /// Acknowledged when the kernel, or by direct I/O the device, has it. A sync begins within this
-    /// time of the write's getting its place in the log's order; sooner when the store is dropped.
-    /// A time beyond what the clock can say is none: as `Buffered` then.
+    /// Acknowledged when it outlasts the process. A sync begins within this time of the write's
+    /// getting its place in the log's order; sooner when the store is dropped. A time beyond what the
+    /// clock can say is none: as `Buffered` then.
     Interval(Duration),
-    /// Acknowledged when the kernel, or by direct I/O the device, has it. No sync is made for it.
+    /// Acknowledged when it outlasts the process. No sync is made for it.
     Buffered,
 }

@@ -6,6 +6,7 @@
 use crate::error::{Error, Result};
 use crate::limits::MAX_OPEN_SEGMENTS;
 use crate::log::hint::REMEMBERED;
+use crate::log::journal;
 use crate::log::segment::sync_dir;
 use crate::log::superblock::{Superblock, random, read_start};
 use crate::log::{BLOCK_LEN, Identity};
@@ -113,7 +114,9 @@ async fn check_no_records(dir: &Path) -> Result<()> {
         };
         for path in paths {
             let is_log = path.extension().is_some_and(|extension| extension == "log");
-            if is_log && has_records(&path).await? {
+            // A journal is made after the STORE file, for what is to be written.
+            let is_journal = path.file_name().is_some_and(|name| name == journal::NAME);
+            if is_journal || is_log && has_records(&path).await? {
                 let reason = "there are records, but no STORE file that they belong to";
                 return Err(Error::Corrupt { path, offset: 0, reason });
             }

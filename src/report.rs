@@ -27,6 +27,12 @@ pub struct PartitionReport {
     /// Whole records among these. They lie behind a hole, and so are dropped with it: none was an
     /// acknowledged [`Sync`](crate::Durability::Sync) write.
     pub torn_records: u64,
+    /// Writes that a killed process had acknowledged without a sync, and not put into the log yet:
+    /// they were in its journal, and are in the log now, durably.
+    pub promised: u64,
+    /// Such writes that were found there behind one that was missing, and so are dropped: what a
+    /// power cut leaves. After a kill alone it means that the journal was damaged.
+    pub torn_promises: u64,
     /// Files without a meaning that were removed.
     pub leftovers: u64,
     /// The damage that a salvage went past. A strict opening fails at the first.

@@ -37,6 +37,10 @@ pub struct PartitionStats {
     pub commits: u64,
     /// Puts and deletes committed since opening.
     pub records: u64,
+    /// Puts and deletes since opening that were acknowledged before the log had them, since the
+    /// partition's journal had: none of `Sync`, and not all of the others. None at all where the
+    /// journal cannot be made, for want of room or otherwise: then all of them wait for the log.
+    pub promised: u64,
     /// Bytes written to the log since opening: records and their padding, and the zeroes that are
     /// written ahead of small groups.
     pub bytes_written: u64,
@@ -57,6 +61,7 @@ impl Stats {
             bytes_merged: sum.bytes_merged + p.bytes_merged,
             commits: sum.commits + p.commits,
             records: sum.records + p.records,
+            promised: sum.promised + p.promised,
             bytes_written: sum.bytes_written + p.bytes_written,
         })
     }

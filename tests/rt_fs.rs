@@ -48,6 +48,26 @@ fn what_is_written_at_an_offset_is_read_there_and_nowhere_else() {
 }
 
 #[test]
+fn what_is_written_now_is_there_at_once_and_errors_keep_their_number() {
+    let _dog = Watchdog::new();
+    let file = disk_file();
+    let fd = Fd::from(file.try_clone().unwrap());
+    executor().block_on(async {
+        assert_eq!(rt::write_now(&fd, b"0123456789", 5).unwrap(), 10);
+        assert_eq!(rt::write_now(&fd, b"xy", 7).unwrap(), 2);
+        assert_eq!(rt::write_now(&fd, b"", 99).unwrap(), 0);
+        let mut seen = [1; 15];
+        file.read_exact_at(&mut seen, 0).unwrap();
+        assert_eq!(&seen, b"\0\0\0\0\x0001xy456789");
+        let to_be_read = Fd::from(File::open("/dev/null").unwrap());
+        let refused = rt::write_now(&to_be_read, b"x", 0).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EBADF));
+        let beyond = rt::write_now(&fd, b"x", u64::MAX).unwrap_err();
+        assert_eq!(beyond.raw_os_error(), Some(libc::EFBIG));
+    });
+}
+
+#[test]
 fn every_kind_of_buffer_can_be_written_and_read() {
     let _dog = Watchdog::new();
     let fd = Fd::from(disk_file());

@@ -15,6 +15,8 @@ use store_kit::{Map, assert_is, cold, put_cold, small, wait_until};
 
 /// A sync ends the log on a block: that can be seen from outside, and the sync itself cannot.
 fn is_synced(store: &Store) -> bool {
+    // Counting waits for what is acknowledged and on its way to the log.
+    run(store.len()).unwrap();
     let stats = run(store.stats()).unwrap();
     stats.partitions.iter().all(|partition| partition.log_bytes % 4096 == 0)
 }

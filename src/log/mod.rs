@@ -11,6 +11,7 @@
 
 pub(crate) mod ahead;
 pub(crate) mod hint;
+pub(crate) mod journal;
 pub(crate) mod place;
 pub(crate) mod record;
 pub(crate) mod scan;

@@ -19,7 +19,7 @@ use std::time::Duration;
 pub(crate) const FORMAT_VERSION: u16 = 1;
 
 /// L for log. Eight bytes, so that what follows is aligned.
-const MAGIC: &[u8; 8] = b"ringlogL";
+const MAGIC: [u8; 8] = *b"ringlogL";
 /// As far as the fields go that DESIGN.md lists; the rest of the block is zero.
 const HEADER_LEN: usize = 52;
 
@@ -49,9 +49,15 @@ pub(crate) struct Segment {
     pub(crate) used: Cell<u64>,
 }
 
-fn encode_header(identity: &Identity, id: u64, salt: u64) -> [u8; HEADER_LEN] {
+/// The first bytes of a segment's or a journal's file.
+pub(super) fn encode_header(
+    magic: [u8; 8],
+    identity: &Identity,
+    id: u64,
+    salt: u64,
+) -> [u8; HEADER_LEN] {
     let mut bytes = [0; HEADER_LEN];
-    bytes[..8].copy_from_slice(MAGIC);
+    bytes[..8].copy_from_slice(&magic);
     bytes[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
     bytes[12..16].copy_from_slice(&identity.partition.to_le_bytes());
     bytes[16..32].copy_from_slice(&identity.store);
@@ -60,6 +66,42 @@ fn encode_header(identity: &Identity, id: u64, salt: u64) -> [u8; HEADER_LEN] {
     let sum = crc32fast::hash(&bytes[..48]);
     bytes[48..].copy_from_slice(&sum.to_le_bytes());
     bytes
+}
+
+/// Checks the first block of such a file, and whose it is. Tells the salt in it.
+pub(super) fn check_header(
+    magic: [u8; 8],
+    bytes: &[u8],
+    identity: &Identity,
+    id: u64,
+    path: &Path,
+) -> Result<u64> {
+    let corrupt = |reason| Error::Corrupt { path: path.to_owned(), offset: 0, reason };
+    if bytes.len() < BLOCK_LEN {
+        return Err(corrupt("the file is shorter than its header"));
+    }
+    if bytes[..8] != magic {
+        return Err(corrupt("this is not the file of ringlog's that its name says"));
+    }
+    // First: a later version may have changed what the sum covers.
+    let found = u16_at(bytes, 8);
+    if found != FORMAT_VERSION {
+        let path = path.to_owned();
+        return Err(Error::FormatVersion { path, found, supported: FORMAT_VERSION });
+    }
+    let (written_id, salt) = (u64_at(bytes, 32), u64_at(bytes, 40));
+    let written = Identity {
+        partition: u32_at(bytes, 12),
+        store: bytes[16..32].try_into().expect("sixteen bytes"),
+    };
+    let header = encode_header(magic, &written, written_id, salt);
+    if bytes[..HEADER_LEN] != header || bytes[HEADER_LEN..BLOCK_LEN].iter().any(|&byte| byte != 0) {
+        return Err(corrupt("the checksum of the file's header does not match"));
+    }
+    if written != *identity || written_id != id {
+        return Err(corrupt("the file belongs to another store, partition or place"));
+    }
+    Ok(salt)
 }
 
 /// Opens a file for direct I/O if that is to be had. Tells its length.
@@ -129,7 +171,7 @@ impl Segment {
         allocate(&fd, 0, room).await?;
         let mut block = AlignedBuf::new();
         block.resize(BLOCK_LEN);
-        block[..HEADER_LEN].copy_from_slice(&encode_header(identity, id, salt));
+        block[..HEADER_LEN].copy_from_slice(&encode_header(MAGIC, identity, id, salt));
         write_blocks(&fd, block, 0, 0).await.0?;
         rt::fsync(&fd, false).await?;
         Ok((fd, access))
@@ -158,32 +200,7 @@ impl Segment {
     /// Reads the header, and checks that it is this segment's. Tells the salt in it.
     async fn read_header(&self, identity: &Identity) -> Result<u64> {
         let bytes = self.read(0, BLOCK_LEN).await?;
-        if bytes.len() < BLOCK_LEN {
-            return Err(self.corrupt(0, "the file is shorter than its header"));
-        }
-        if bytes[..8] != *MAGIC {
-            return Err(self.corrupt(0, "this is not a ringlog segment"));
-        }
-        // First: a later version may have changed what the sum covers.
-        let found = u16_at(&bytes, 8);
-        if found != FORMAT_VERSION {
-            let path = self.path.clone();
-            return Err(Error::FormatVersion { path, found, supported: FORMAT_VERSION });
-        }
-        let (id, salt) = (u64_at(&bytes, 32), u64_at(&bytes, 40));
-        let written = Identity {
-            partition: u32_at(&bytes, 12),
-            store: bytes[16..32].try_into().expect("sixteen bytes"),
-        };
-        let header = encode_header(&written, id, salt);
-        if bytes[..HEADER_LEN] != header || bytes[HEADER_LEN..].iter().any(|&byte| byte != 0) {
-            return Err(self.corrupt(0, "the checksum of the file's header does not match"));
-        }
-        if written != *identity || id != self.id {
-            let reason = "the file belongs to another store, partition or place";
-            return Err(self.corrupt(0, reason));
-        }
-        Ok(salt)
+        check_header(MAGIC, &bytes, identity, self.id, &self.path)
     }
 
     /// Reads the header once more: it is what it was when the segment was opened or made.

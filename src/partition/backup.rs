@@ -38,7 +38,7 @@ impl Partition {
     /// Holds the partition as it is.
     pub(crate) async fn begin_backup(self: &Rc<Self>) -> Result<BackupPart> {
         self.check()?;
-        let hold = self.hold().await;
+        let hold = self.hold().await?;
         self.check()?;
         let (slots, sealed, active) = {
             let space = &self.ledger.borrow().space;

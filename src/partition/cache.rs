@@ -2,7 +2,8 @@
 //! that asks.
 //!
 //! Any thread may look. Only the partition's owner fills it, changes it and takes out of it, and it
-//! does so in the same step in which it changes the keydir, before any writer hears of it.
+//! does so in the same step in which a change is promised, or else changes the keydir, before any
+//! writer hears of it.
 //! Invariants: what it gives was the key's value at some moment while it was asked, so never a value
 //! older than an acknowledged write; it never holds more bytes than it may, its own included.
 //!

@@ -4,8 +4,9 @@
 //! awaited, so each is atomic against everything else.
 
 use super::digest::Digest;
+use super::overlay::Pending;
 use super::pace::Merges;
-use super::staged::{Op, Pending, Ticket};
+use super::staged::{Op, Ticket};
 use super::{Found, Partition};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
@@ -128,7 +129,7 @@ impl Partition {
     }
 
     fn judge_pending(&self, pending: Pending) -> Current {
-        let Pending { sequence: version, value, expiry, ticket } = pending;
+        let Pending { sequence: version, value, expiry, ticket, .. } = pending;
         match value {
             Some(value) => self.judge(Found { value, version, expiry }, Some(ticket)),
             None => Current { found: None, present: false, pending: Some(ticket), expired: None },

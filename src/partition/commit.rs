@@ -8,8 +8,10 @@
 mod group;
 
 use super::Partition;
-use super::digest::{Digest, DigestMap};
-use super::staged::{Failure, Need, Op, Pending, Staged, Ticket};
+use super::digest::Digest;
+use super::overlay::{Overlay, Pending, Promised};
+use super::promise::Promises;
+use super::staged::{Failure, Need, Op, Staged, Ticket};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::log::hint::Remembered;
@@ -24,9 +26,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often whoever holds groups back looks if the one under way is done: about what one takes. Only
-/// backups do.
-const WATCH: Duration = Duration::from_micros(100);
+/// How often whoever holds groups back looks if the one under way is done: about what one takes.
+/// Only backups do.
+pub(super) const WATCH: Duration = Duration::from_micros(100);
 /// How long a partition has been idle when it marks its tail: long beside a group, so that traffic
 /// pays nothing for it, and short beside what may befall the last group.
 const IDLE: Duration = Duration::from_millis(10);
@@ -50,7 +52,7 @@ struct Moved {
 #[derive(Debug)]
 pub(super) struct Commit {
     gathering: RefCell<VecDeque<Staged>>,
-    overlay: RefCell<DigestMap<Pending>>,
+    overlay: RefCell<Overlay>,
     /// Away while a group is written.
     writer: RefCell<Option<Writer>>,
     active: Cell<usize>,
@@ -63,7 +65,9 @@ pub(super) struct Commit {
     pub(super) spares: RefCell<VecDeque<Spare>>,
     /// What the active segment has prepared and not used.
     pub(super) left: Cell<u64>,
+    /// The last number that was given to a put or a delete.
     sequence: Cell<u64>,
+    pub(super) promises: Promises,
     /// The clock of the last durable mark.
     clock: Cell<u64>,
     running: Cell<bool>,
@@ -99,6 +103,7 @@ impl Commit {
             spares: RefCell::new(spares.into()),
             left: Cell::new(0),
             sequence: Cell::new(sequence),
+            promises: Promises::new(sequence),
             clock: Cell::new(clock),
             running: Cell::new(false),
             groups: Cell::new(0),
@@ -112,9 +117,24 @@ impl Commit {
         }
     }
 
-    /// The newest change of a key that is not acknowledged yet.
+    /// The newest change of a key that the log does not have yet, acknowledged or not.
     pub(super) fn overlay(&self, digest: Digest) -> Option<Pending> {
-        self.overlay.borrow().get(&digest).cloned()
+        self.overlay.borrow().get(digest).cloned()
+    }
+
+    /// The newest change of a key that is acknowledged, if the log does not have it yet.
+    pub(super) fn promised(&self, digest: Digest) -> Option<Promised> {
+        self.overlay.borrow().promised(digest).cloned()
+    }
+
+    /// Whether it is a time for promises: groups go on, and there is room.
+    pub(super) fn may_promise(&self) -> bool {
+        self.holds.get() == 0 && !self.closing.get() && self.full.borrow().is_none()
+    }
+
+    /// How many operations wait for the next group.
+    pub(super) fn gathered(&self) -> usize {
+        self.gathering.borrow().len()
     }
 
     pub(super) fn active(&self) -> usize {
@@ -126,9 +146,14 @@ impl Commit {
         self.writer.borrow().as_ref().map_or(0, Writer::end)
     }
 
-    /// The last sequence number that was given.
+    /// The last number that was given.
     pub(super) fn sequence(&self) -> u64 {
         self.sequence.get()
+    }
+
+    /// The numbers go on from here.
+    pub(super) fn set_sequence(&self, sequence: u64) {
+        self.sequence.set(sequence);
     }
 
     pub(super) fn set_active(&self, slot: usize) {
@@ -211,7 +236,8 @@ impl Partition {
             Op::Delete { .. } => Need::Delete,
             _ => Need::Own,
         };
-        commit.sequence.set(commit.sequence.get() + 1);
+        // Only changes have numbers: those in the log follow one upon the other.
+        commit.sequence.set(commit.sequence.get() + u64::from(op.is_change()));
         let sequence = commit.sequence.get();
         Ok((self.enqueue(digest, sequence, op, need, durability), sequence))
     }
@@ -227,7 +253,8 @@ impl Partition {
         self.enqueue(digest, sequence, op, need, Durability::Buffered)
     }
 
-    fn enqueue(
+    /// Gives an operation its place, with the number that it has.
+    pub(super) fn enqueue(
         self: &Rc<Self>,
         digest: Digest,
         sequence: u64,
@@ -241,23 +268,33 @@ impl Partition {
             ticket.settle(Err(Failure::Poisoned(Arc::clone(cause))));
             return ticket;
         }
-        let pending = match &op {
-            Op::Put { value, expiry, .. } => Some((Some(value.clone()), *expiry)),
-            Op::Delete { .. } => Some((None, None)),
-            _ => None,
-        };
-        if let Some((value, expiry)) = pending {
-            let pending = Pending { sequence, value, expiry, ticket: Rc::clone(&ticket) };
-            commit.overlay.borrow_mut().insert(digest, pending);
+        let (sync, promised) = (durability == Durability::Sync, None);
+        let ticket_of = Rc::clone(&ticket);
+        let mut staged = Staged { digest, sequence, op, need, sync, promised, ticket: ticket_of };
+        staged.promised = self.promise(&staged, durability);
+        if staged.promised.is_some() {
+            // It has its room, whatever comes.
+            staged.need = Need::Own;
+            ticket.settle(Ok(()));
+        } else {
+            commit.promises.end_linger();
         }
-        let sync = durability == Durability::Sync;
-        let staged = Staged { digest, sequence, op, need, sync, ticket: Rc::clone(&ticket) };
+        commit.promises.note_staged(&staged.op, staged.len());
+        commit.overlay.borrow_mut().add(&staged);
+        if staged.promised.is_some() {
+            self.show(&staged);
+        }
         commit.gathering.borrow_mut().push_back(staged);
         if let Durability::Interval(period) = durability {
             self.sync_within(period);
         }
         self.start_committing();
         ticket
+    }
+
+    /// Waits until everything before it is in the log.
+    pub(super) async fn fence(self: &Rc<Self>) -> Result<()> {
+        self.stage(Digest::default(), Op::Barrier, Durability::Buffered)?.0.wait(self).await
     }
 
     /// Waits until everything before it is durable.
@@ -301,14 +338,18 @@ impl Partition {
         };
         let mut group = Vec::new();
         let groups = commit.groups.get();
-        while commit.holds.get() == 0 && self.take_group(&mut group) {
+        loop {
+            self.linger().await;
+            if commit.holds.get() > 0 || !self.take_group(&mut group) {
+                break;
+            }
             if let Err(error) = self.write_group(&mut writer, &mut group).await {
                 self.poison(&mut group, error);
                 return std::mem::forget(unfinished);
             }
         }
         if commit.mark_idle.take() && writer.can_mark_idle() {
-            let marked = writer.mark_idle(commit.sequence.get(), self.clock.now()).await;
+            let marked = writer.mark_idle(commit.promises.written(), self.clock.now()).await;
             if let Err(error) = marked {
                 self.poison(&mut group, error);
                 return std::mem::forget(unfinished);
@@ -349,14 +390,17 @@ impl Partition {
     }
 
     /// Keeps groups from being written until the guard is dropped, and waits for the one that is.
-    pub(super) async fn hold(self: &Rc<Self>) -> Hold {
+    /// What was promised has been written then.
+    pub(super) async fn hold(self: &Rc<Self>) -> Result<Hold> {
+        self.settle_promises().await?;
+        // From here on, since groups are held, nothing is promised.
         self.commit.holds.set(self.commit.holds.get() + 1);
         let hold = Hold(Rc::clone(self));
         while self.commit.running.get() && !self.commit.is_poisoned() {
             // A group is under way, and a disk may take its time.
             drop(rt::timeout(WATCH).await);
         }
-        hold
+        Ok(hold)
     }
 }
 

@@ -9,6 +9,7 @@ use super::rotate::entry_of;
 use crate::error::{Error, Result};
 use crate::log::BLOCK;
 use crate::log::hint::{Head, HintEntry, read_hint};
+use crate::log::journal;
 use crate::log::record::{Kind, MARK_LEN, Mark, Record, u64_at};
 use crate::log::scan::{Scan, Seen, Strictness};
 use crate::log::segment::Segment;
@@ -61,6 +62,7 @@ pub(super) struct Names {
     pub(super) ids: Vec<u64>,
     pub(super) leftovers: Vec<PathBuf>,
     pub(super) last_id: u64,
+    pub(super) journal: bool,
 }
 
 pub(super) async fn list(dir: &Path) -> Result<Names> {
@@ -71,6 +73,11 @@ pub(super) async fn list(dir: &Path) -> Result<Names> {
     let mut hints = Vec::new();
     for file in files {
         let path = dir.join(&file);
+        names.journal |= file == journal::NAME;
+        if file == journal::DRAFT {
+            names.leftovers.push(path);
+            continue;
+        }
         let parsed = file.to_str().and_then(|name| name.split_once('.'));
         let Some((id, kind)) = parsed.and_then(|(id, kind)| Some((id.parse().ok()?, kind))) else {
             continue; // not ours

@@ -18,8 +18,10 @@ mod keydir;
 mod ledger;
 mod load;
 mod merge;
+mod overlay;
 mod pace;
 mod plan;
+mod promise;
 mod recover;
 mod rotate;
 mod space;
@@ -31,6 +33,7 @@ mod walk;
 use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::log::Identity;
+use crate::log::journal;
 use crate::log::place::{Class, Place};
 use crate::log::record::{Kind, Record};
 use crate::log::scan::Shown;
@@ -42,6 +45,7 @@ use clock::Clock;
 use commit::Commit;
 use digest::Digest;
 use ledger::Ledger;
+use overlay::Promised;
 use pace::Merging;
 use staged::{Need, Op, Ticket};
 use std::any::Any;
@@ -217,13 +221,17 @@ impl Partition {
     /// One read of the disk, or none if the key is not there; one more for each merge that moves it
     /// meanwhile.
     pub(crate) async fn get(self: &Rc<Self>, digest: Digest, key: &Bytes) -> Result<Option<Found>> {
+        if let Some(Promised { sequence: version, value, .. }) = self.promised(digest, key) {
+            return Ok(value.map(|value| Found { value, version, expiry: None }));
+        }
         let Some((spot, found)) = self.read(digest, key).await? else { return Ok(None) };
         if self.is_expired(found.expiry) {
             self.prove_expired(found.expiry).await;
             return Ok(None);
         }
         // Not if it was replaced while it was read. What can expire takes a look at the clock.
-        if found.expiry.is_none() && self.spot(digest) == Some(spot) {
+        let newest = self.spot(digest) == Some(spot) && self.promised(digest, key).is_none();
+        if found.expiry.is_none() && newest {
             self.cache.offer(digest, key, &found.value);
         }
         Ok(Some(found))
@@ -231,6 +239,9 @@ impl Partition {
 
     /// No read of the disk, unless the key has an expiry.
     pub(crate) async fn contains(self: &Rc<Self>, digest: Digest, key: &Bytes) -> Result<bool> {
+        if let Some(promised) = self.promised(digest, key) {
+            return Ok(promised.value.is_some());
+        }
         match self.place(digest).map(Place::class) {
             Some(Class::Put) => Ok(true),
             None | Some(Class::Tombstone) => Ok(false),
@@ -265,8 +276,9 @@ impl Partition {
     }
 
     /// Keys that are there.
-    pub(crate) fn len(&self) -> u64 {
-        self.ledger.borrow().live_keys
+    pub(crate) async fn len(self: &Rc<Self>) -> Result<u64> {
+        self.keep_promises().await?;
+        Ok(self.ledger.borrow().live_keys)
     }
 
     /// Changes of segments' names, and the sync that covers them, by one at a time, in the order in
@@ -293,6 +305,10 @@ impl Partition {
         self.wait_for_chores().await;
         self.stage(Digest::default(), Op::Seal, Durability::Sync)?.0.wait(self).await?;
         self.wait_for_chores().await;
+        if self.commit.promises.end() {
+            // All of it is in the log; if it stays, it means nothing.
+            drop(journal::remove(&self.dir).await);
+        }
         Ok(())
     }
 

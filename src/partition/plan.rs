@@ -13,6 +13,7 @@ use super::space::Space;
 use crate::error::{Error, Result};
 use crate::log::BLOCK;
 use crate::log::hint::HintEntry;
+use crate::log::journal::{self, Entry};
 use crate::log::place::Place;
 use crate::log::scan::Seen;
 use crate::log::segment::Segment;
@@ -30,6 +31,11 @@ pub(super) const FIRST_ID: u64 = 1;
 /// thousand million crashes.
 const LOST_VERSIONS: u64 = 1 << 32;
 
+/// The number that the next one follows upon, after writes that may be lost.
+pub(super) fn after_lost(sequence: u64) -> u64 {
+    (sequence + LOST_VERSIONS).min(LAST_SEQUENCE / 2).max(sequence)
+}
+
 /// What is to be done to open a partition.
 pub(crate) struct Plan {
     pub(super) settings: Settings,
@@ -46,6 +52,12 @@ pub(crate) struct Plan {
     pub(super) damaged: Vec<usize>,
     pub(super) unreadable: Vec<PathBuf>,
     pub(super) sequence: u64,
+    /// What a process that was killed had promised, and the log does not have.
+    pub(super) promised: Vec<Entry>,
+    /// What was promised behind a gap.
+    pub(super) torn_promises: u64,
+    /// There is a journal.
+    pub(super) journal: bool,
     pub(super) clock: u64,
     pub(super) next_id: u64,
     pub(super) report: PartitionReport,
@@ -80,6 +92,9 @@ impl Plan {
             damaged: Vec::new(),
             unreadable: Vec::new(),
             sequence: 0,
+            promised: Vec::new(),
+            torn_promises: 0,
+            journal: names.journal,
             clock: 0,
             next_id: names.last_id + 1,
             report: PartitionReport { damage: Vec::from_iter(lost), ..PartitionReport::default() },
@@ -90,10 +105,14 @@ impl Plan {
         plan.check_next(&names.ids, next)?;
         // Also if it is gone, as a salvage puts up with. Some numbers are left in any case.
         plan.next_id = plan.next_id.max(next.min(LAST_ID / 2) + 1);
+        if names.journal {
+            plan.read_journal().await?;
+        }
         if let Some(last) = last {
             plan.load_older(ids, &last).await?;
-            plan.take(last);
+            plan.take(last, true);
         }
+        plan.follow_journal();
         plan.spares.sort_by_key(|spare| spare.segment.id);
         // What failed when it was as good as made comes before the one that the seal names, and
         // must not take its place.
@@ -102,6 +121,33 @@ impl Plan {
         plan.leftovers.extend(paths);
         plan.report.took = rt::now().saturating_duration_since(started);
         Ok(plan)
+    }
+
+    /// Reads what there is of promises.
+    async fn read_journal(&mut self) -> Result<()> {
+        let Settings { dir, identity, .. } = &self.settings;
+        match journal::read(dir, identity).await {
+            Ok(entries) => self.promised = entries,
+            Err(error @ Error::Corrupt { .. }) if self.settings.quarantine.is_some() => {
+                self.unreadable.push(journal::path_in(dir));
+                self.report.damage.push(error);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Of the journal there remains what follows upon the log without a gap. What comes after a gap
+    /// was promised after something that is lost.
+    fn follow_journal(&mut self) {
+        let (mut next, mut torn) = (self.sequence, 0);
+        self.promised.retain(|entry| {
+            let follows = entry.sequence == next + 1;
+            next += u64::from(follows);
+            torn += u64::from(entry.sequence > next);
+            follows
+        });
+        self.torn_promises += torn;
     }
 
     async fn open(&mut self, id: u64) -> Result<Option<(Rc<Segment>, u64)>> {
@@ -195,7 +241,7 @@ impl Plan {
             }
             let (loaded, seen) = load(&self.settings, segment, len, true).await?;
             self.note_seen(&loaded, seen);
-            self.take(loaded);
+            self.take(loaded, false);
             self.ledger.space.bound_open(8);
         }
         // Their removal was not durable, and means nothing.
@@ -208,7 +254,7 @@ impl Plan {
     }
 
     /// Replays a segment's records.
-    fn take(&mut self, loaded: Loaded) {
+    fn take(&mut self, loaded: Loaded, is_last: bool) {
         let Loaded { segment, mut head, end, entries, state, damaged, file_len, .. } = loaded;
         let seal = head.seal;
         if state == State::Hinted && file_len > seal + BLOCK {
@@ -218,11 +264,15 @@ impl Plan {
         self.replay(slot, &entries);
         self.ledger.space.note_expiry(slot, head.last_expiry);
         self.sequence = self.sequence.max(head.sequence);
-        if state == State::Unsealed {
+        // (A salvage finds others without a seal. Later ones have greater numbers.)
+        if state == State::Unsealed && is_last {
             // What came after it may be lost, and somebody may know its versions: none comes again.
-            // The seal that it gets keeps that, and so does its hint.
-            let next = (self.sequence + LOST_VERSIONS).min(LAST_SEQUENCE / 2);
-            self.sequence = self.sequence.max(next);
+            // The seal that it gets keeps that, and so does its hint; or what comes after what the
+            // journal has.
+            self.follow_journal();
+            if self.promised.is_empty() {
+                self.sequence = after_lost(self.sequence);
+            }
             head.sequence = self.sequence;
         }
         self.clock = self.clock.max(head.clock);

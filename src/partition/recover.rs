@@ -6,12 +6,13 @@ use super::clock::Clock;
 use super::commit::{Commit, Spare};
 use super::digest::Digest;
 use super::load::list;
-use super::plan::{FIRST_ID, Plan};
+use super::plan::{FIRST_ID, Plan, after_lost};
 use super::rotate::{SPARES, Sealed, is_full};
 use super::staged::{Need, Op};
 use super::{Partition, Settings};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
+use crate::log::journal;
 use crate::log::segment::{Segment, sync_dir};
 use crate::log::superblock::random;
 use crate::log::writer::{FIRST_ROOM, Writer};
@@ -149,6 +150,22 @@ impl Plan {
                 partition.stage(Digest::default(), Op::Clock(Need::Own), Durability::Sync)?.0;
             listed.wait(&partition).await?;
         }
+        // A seal that was just written has said what numbers may have been lost.
+        let told = self.last.is_some_and(|(_, end)| end.is_some());
+        self.report.promised = self.promised.len() as u64;
+        self.report.torn_promises = self.torn_promises;
+        if !self.promised.is_empty() || self.journal && !told {
+            let last = self.promised.last().map_or(self.sequence, |entry| entry.sequence);
+            // If the log has no room to say so, the next opening is to know that it was there.
+            self.journal =
+                partition.keep_promises_of_before(self.promised, after_lost(last)).await?;
+        }
+        if self.journal {
+            // Durably: what of it does not follow upon the log must not do so later.
+            let _turn = partition.naming_turn().await;
+            journal::remove(&partition.dir).await?;
+        }
+        partition.commit.promises.begin();
         partition.start_making_spares();
         partition.finish_segments(self.unhinted);
         partition.consider_merging();

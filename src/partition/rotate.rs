@@ -39,13 +39,16 @@ impl Partition {
     /// most a segment: so that whatever has to be merged then fits.
     fn reserve(&self) -> u64 {
         let least = self.least_reserve();
-        match self.free_space() {
-            Some(free) if free < FEW * self.segment_bytes => {
-                let (len, _) = self.ledger.borrow().space.totals();
-                (len / 16).min(self.segment_bytes).next_multiple_of(BLOCK).max(least)
-            }
-            _ => least,
+        if !self.has_little_room() {
+            return least;
         }
+        let (len, _) = self.ledger.borrow().space.totals();
+        (len / 16).min(self.segment_bytes).next_multiple_of(BLOCK).max(least)
+    }
+
+    /// Whether the device had little free when that was asked for last.
+    pub(super) fn has_little_room(&self) -> bool {
+        self.free_space().is_some_and(|free| free < FEW * self.segment_bytes)
     }
 
     /// A salt that no other segment has, and nobody can foretell.
@@ -289,7 +292,7 @@ impl Partition {
         if writer.is_empty() || writer.is_sealed() {
             return Ok(());
         }
-        let sequence = commit.sequence();
+        let sequence = commit.promises.written();
         let next = commit.spares.borrow().front().map_or(0, |spare| spare.segment.id);
         let seal = writer.seal(sequence, clock, next).await?;
         commit.set_durable_clock(clock);

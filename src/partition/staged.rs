@@ -123,7 +123,16 @@ pub(super) struct Staged {
     pub(super) op: Op,
     pub(super) need: Need,
     pub(super) sync: bool,
+    /// It was acknowledged when it got its place, and takes so much room in the journal.
+    pub(super) promised: Option<usize>,
     pub(super) ticket: Rc<Ticket>,
+}
+
+impl Op {
+    /// Whether it changes a key, and so has a number of its own.
+    pub(super) fn is_change(&self) -> bool {
+        matches!(self, Self::Put { .. } | Self::Delete { .. })
+    }
 }
 
 impl Staged {
@@ -169,14 +178,4 @@ impl Drop for Staged {
             self.ticket.finish(Err(Failure::Poisoned(Arc::new(cause))));
         }
     }
-}
-
-/// The newest change of a key that is not acknowledged yet.
-#[derive(Clone, Debug)]
-pub(super) struct Pending {
-    pub(super) sequence: u64,
-    /// None after a delete.
-    pub(super) value: Option<Bytes>,
-    pub(super) expiry: Option<u64>,
-    pub(super) ticket: Rc<Ticket>,
 }

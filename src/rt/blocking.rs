@@ -1,4 +1,5 @@
-//! The requests that no ring performs, as system calls that block.
+//! The requests that no ring performs, and writes that must not wait for one, as system calls that
+//! block.
 //!
 //! Invariant: nothing is written through a request's pointer unless the whole succeeded.
 
@@ -76,6 +77,24 @@ fn parse(mut entries: &[u8], names: &mut Vec<OsString>) -> Option<()> {
         entries = rest;
     }
     Some(())
+}
+
+/// Writes what it writes at once.
+pub(crate) fn write(fd: RawFd, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    let offset = offset.try_into().map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    loop {
+        // SAFETY: reads from no more than `bytes`, before it returns.
+        let written = unsafe { libc::pwrite(fd, bytes.as_ptr().cast(), bytes.len(), offset) };
+        match usize::try_from(written) {
+            Ok(written) => return Ok(written),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
 }
 
 #[allow(clippy::useless_conversion, reason = "the fields are narrower on some hosts")]

@@ -11,6 +11,7 @@
 
 #![expect(unsafe_code, reason = "the promises between executor and driver")]
 
+use super::blocking;
 use super::stat::FsSpace;
 use std::ffi::OsString;
 use std::io;
@@ -138,5 +139,14 @@ pub unsafe trait Driver {
     /// The time of day, which may jump in either direction: for what outlives the process.
     fn wall(&self) -> SystemTime {
         SystemTime::now()
+    }
+
+    /// `pwrite`, now: no request, but a system call.
+    ///
+    /// # Errors
+    ///
+    /// Those of `pwrite(2)`.
+    fn write_now(&self, fd: RawFd, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        blocking::write(fd, bytes, offset)
     }
 }

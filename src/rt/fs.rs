@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "operations are unsafe to define")]
 
 use super::buf::{IoBuf, IoBufMut, MAX_RW_BYTES};
+use super::context::Context;
 use super::driver::Request;
 use super::fd::Fd;
 use super::op::{Op, Operation};
@@ -137,6 +138,28 @@ unsafe impl<B: IoBuf> Operation for Write<B> {
     fn finish(self, result: io::Result<u32>) -> Self::Output {
         (result.map(|n| n as usize), self.buf)
     }
+}
+
+/// Positioned write as a system call, **on this thread, which stands still meanwhile**. Tells the
+/// bytes written, which may be fewer.
+///
+/// For little pieces, into pages of a file that the page cache has: that is a copy in memory, and
+/// takes about a microsecond, where a ring would hand it to a kernel worker. What it has written
+/// outlasts the process. It waits for the device where a page is not in memory, and like any buffered
+/// write it may be held up when the file system is frozen, commits its journal, or has more dirty
+/// pages than it may.
+///
+/// # Errors
+///
+/// Those of `pwrite(2)`, but for `EINTR`.
+///
+/// # Panics
+///
+/// Outside of an executor.
+pub fn write_now(fd: &Fd, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    let context = Context::current().expect("rt::write_now was called outside of an executor");
+    let driver = context.driver().borrow();
+    driver.write_now(fd.raw(), bytes, offset)
 }
 
 /// Writes the whole buffer, however short the single writes come.

@@ -86,7 +86,7 @@ pub use executor::{Executor, spawn, yield_now};
 pub use fd::Fd;
 pub use fs::{
     BufResult, advise, allocate, fsync, link, make_dir, nop, open, read, read_exact, rename,
-    shutdown, truncate, unlink, write, write_all, write_with,
+    shutdown, truncate, unlink, write, write_all, write_now, write_with,
 };
 pub(crate) use handle::Unstarted;
 pub use handle::{Handle, HopError, ScheduleOn, schedule_on};

@@ -25,22 +25,22 @@ use std::task::{Poll, Waker};
 impl Store {
     /// How many keys there are, by what is acknowledged. Those that have expired count until a
     /// merge comes by. Each partition counts at a moment of its own, after the requests that wait
-    /// before this one; nothing is read.
+    /// before this one; nothing is read. It waits for the log to have what was acknowledged before.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`].
+    /// [`Error::Closed`]; [`Error::Poisoned`] if the log will never have all of that.
     pub fn len(&self) -> Reply<u64> {
-        self.on_all(|partition| async move { Ok(partition.len()) }, |lens| lens.iter().sum())
+        self.on_all(|partition| async move { partition.len().await }, |lens| lens.iter().sum())
     }
 
     /// Whether there are no keys. As [`len`](Self::len).
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`].
+    /// As of [`len`](Self::len).
     pub fn is_empty(&self) -> Reply<bool> {
-        let ask = |partition: Rc<Partition>| async move { Ok(partition.len()) };
+        let ask = |partition: Rc<Partition>| async move { partition.len().await };
         self.on_all(ask, |lens| lens.iter().sum::<u64>() == 0)
     }
 

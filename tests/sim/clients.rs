@@ -106,6 +106,14 @@ impl Scene {
         }
     }
 
+    /// The same of what reads the log as a whole, which may lack what was promised before it failed.
+    fn judge_whole(&self, error: &Error) -> Checked {
+        match error {
+            Error::Poisoned { .. } => self.judge(error),
+            _ => self.judge_read(error),
+        }
+    }
+
     /// Whether a fault has struck in this life that errors may follow from.
     fn has_struck(&self) -> bool {
         self.may_fail && self.world.borrow().errors > 0
@@ -129,6 +137,12 @@ impl Scene {
     /// Awaits a reply, or goes away before it is there.
     pub async fn answer<T>(&self, rng: &mut Rng, reply: impl Future<Output = T>) -> Option<T> {
         self.operations.set(self.operations.get() + 1);
+        let answer = self.answer_or_not(rng, reply).await;
+        // What a process is told that was killed just before, nobody hears.
+        answer.filter(|_| self.world.borrow().ended.is_none())
+    }
+
+    async fn answer_or_not<T>(&self, rng: &mut Rng, reply: impl Future<Output = T>) -> Option<T> {
         if self.abandons == 0 || !rng.one_in(self.abandons) {
             return Some(reply.await);
         }
@@ -423,7 +437,7 @@ impl Scene {
         while let Some(entry) = scan.next().await {
             match entry {
                 Ok(entry) => shown.push(entry),
-                Err(error) => return self.judge_read(&error),
+                Err(error) => return self.judge_whole(&error),
             }
         }
         let clock = self.clock(since);
@@ -534,7 +548,10 @@ impl Scene {
     pub async fn check_whole(&self) -> Checked {
         self.read_all().await?;
         self.scan().await?;
-        let len = self.store.len().await.map_err(|error| format!("len: {error:?}"))?;
+        let len = match self.store.len().await {
+            Ok(len) => len,
+            Err(error) => return self.judge_whole(&error),
+        };
         let clock = self.clock(self.since());
         let model = self.model();
         let (mut least, mut most) = (0, 0);

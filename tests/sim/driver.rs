@@ -4,6 +4,7 @@ use super::world::{End, World};
 use ringlog::rt::driver::{Completion, Driver, Request, Unpark};
 use std::cell::RefCell;
 use std::io;
+use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -105,5 +106,9 @@ unsafe impl Driver for SimDriver {
 
     fn wall(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(self.world.borrow().wall_millis())
+    }
+    fn write_now(&self, fd: RawFd, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        let written = self.world.borrow_mut().write_now(fd, bytes, offset);
+        written.map_err(io::Error::from_raw_os_error)
     }
 }

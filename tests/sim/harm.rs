@@ -12,6 +12,7 @@ use super::copies::check_scan;
 use super::disk::{Ino, Node};
 use super::faults::Fault;
 use super::life::{DIR, Outcome, Plan, Seed, Way, busy, partition_of, secret};
+use super::perform::partition_of_path;
 use super::world::End;
 use super::wounds::{Logs, Wound};
 use ringlog::Error;
@@ -183,11 +184,20 @@ impl Seed {
             let is_cache =
                 |ino: Ino| files.iter().any(|(path, other)| *other == ino && is_kind(path, "hint"));
             harm.trifle &= is_cache(wound.ino);
+            let path = files.iter().find(|(_, ino)| *ino == wound.ino).map(|(path, _)| path);
+            if let Some(partition) =
+                path.filter(|p| p.ends_with("/journal")).and_then(|p| partition_of_path(p))
+                && let Some(at) = world.order.promised_since(wound.ino, wound.from, wound.to)
+            {
+                harm.hidden = true;
+                harm.beyond |= !model.loosen(partition, at);
+            }
             if let Some((partition, false)) = logs.judge(wound)
                 && wound.at != u64::MAX
             {
                 harm.hidden = true;
-                harm.beyond |= !model.loosen(partition, wound.at);
+                let promised = world.order.since(wound.ino, wound.from).unwrap_or(wound.at);
+                harm.beyond |= !model.loosen(partition, wound.at.min(promised));
             }
         }
     }

@@ -309,6 +309,11 @@ impl Seed {
                 }
             };
             summary.borrow_mut().opened += 1;
+            if store.open_report().partitions.iter().any(|partition| partition.promised > 0) {
+                let world = &mut *world.borrow_mut();
+                let cut = world.was_cut;
+                world.watch.meet(if cut { Branch::KeptOfCut } else { Branch::Kept });
+            }
             let faults_on = std::mem::replace(&mut world.borrow_mut().faults.on, false);
             let secret = known.unwrap_or_else(|| secret(&world.borrow().disk, DIR));
             model.borrow_mut().begin_life(partitions, |key| partition_of(&secret, key, partitions));

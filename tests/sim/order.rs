@@ -98,6 +98,8 @@ struct Staged {
     /// When it was written first, by the model's time.
     at: u64,
     acknowledged: bool,
+    /// Where it was put into a journal: it may be acknowledged as long as nothing durable is asked for.
+    promised: Option<(Ino, u64, u64)>,
     /// A write of it has failed.
     unwritten: bool,
     /// A sync that covered it has failed.
@@ -185,9 +187,14 @@ impl Order {
                 to,
                 at,
                 acknowledged: false,
+                promised: None,
                 unwritten: false,
                 unsynced: false,
             });
+            // What was promised is in the log now.
+            if staged.promised.is_some() {
+                (staged.ino, staged.from, staged.to) = (ino, from, to);
+            }
             // What has expired a merge writes again as a delete.
             staged.may_be_gone |= may_be_gone;
             if op > 0 {
@@ -208,6 +215,36 @@ impl Order {
         }
     }
 
+    /// A record was put into a journal.
+    pub fn note_promise(&mut self, partition: usize, ino: Ino, record: &Record<'_>, at: u64) {
+        let &Record { kind, sequence, from, to, .. } = record;
+        let numbered = kind == PUT && record.value.len() >= 8;
+        let op = if numbered { number::<8>(record.value, 0) } else { 0 };
+        let place = (partition, sequence);
+        let (key, may_be_gone) = (record.key.to_vec(), kind == DELETE);
+        let (acknowledged, promised, unwritten, unsynced) =
+            (false, Some((ino, from, to)), false, false);
+        let staged = Staged {
+            key,
+            op,
+            may_be_gone,
+            ino,
+            from,
+            to,
+            at,
+            acknowledged,
+            promised,
+            unwritten,
+            unsynced,
+        };
+        if self.staged.insert(place, staged).is_some() {
+            self.broken = Some(format!("{place:?} was promised when it was written"));
+        }
+        if op > 0 {
+            self.by_op.insert(op, place);
+        }
+    }
+
     /// A sync of a file has failed; what it covered is not durable yet.
     pub fn note_failed_sync(&mut self, partition: usize, ino: Ino, content: &Content) {
         if !self.grown.contains_key(&ino) {
@@ -217,6 +254,23 @@ impl Order {
         for staged in self.staged.values_mut().filter(|staged| staged.ino == ino) {
             staged.unsynced |= !content.is_durable(staged.from, staged.to);
         }
+    }
+
+    /// Since when writes may have been acknowledged that lie behind a place in a file: some were promised
+    /// before they were written there.
+    pub fn since(&self, ino: Ino, from: u64) -> Option<u64> {
+        let behind = self.staged.values().filter(|staged| staged.ino == ino && staged.to > from);
+        behind.map(|staged| staged.at).min()
+    }
+
+    /// Since when writes may have been acknowledged that lie in a part of a journal, and not in the log.
+    pub fn promised_since(&self, ino: Ino, from: u64, to: u64) -> Option<u64> {
+        let there = |staged: &&Staged| {
+            let written = self.grown.get(&staged.ino).map_or(0, |grown| grown.written);
+            let in_log = staged.ino != ino && staged.to <= written;
+            staged.promised.is_some_and(|(i, f, t)| i == ino && f < to && t > from) && !in_log
+        };
+        self.staged.values().filter(there).map(|staged| staged.at).min()
     }
 
     /// Which put an acknowledgement is of.
@@ -315,6 +369,7 @@ impl Staged {
         let content = content(self.ino).filter(|content| content.len >= self.to);
         let durable = || content.is_none_or(|content| content.is_durable(self.from, self.to));
         match self {
+            Self { promised: Some(_), .. } if !sync => Ok(()),
             Self { unwritten: true, .. } => Err("was not written".to_owned()),
             Self { unsynced: true, .. } if sync => Err("was not synced".to_owned()),
             _ if sync && !durable() => Err("is not durable".to_owned()),

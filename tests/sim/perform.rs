@@ -1,6 +1,6 @@
 //! What each request does to the simulated disk, and how it fails.
 
-use super::branches::Deed;
+use super::branches::{Branch, Deed};
 use super::disk::{Errno, Ino, Node};
 use super::faults::{Fault, Faults};
 use super::life::DIR;
@@ -27,7 +27,7 @@ pub fn is_segment(path: &str) -> bool {
 }
 
 /// The partition of the store that a file is in.
-fn partition_of_path(path: &str) -> Option<usize> {
+pub fn partition_of_path(path: &str) -> Option<usize> {
     let (partition, _) = path.strip_prefix(DIR)?.strip_prefix("/p")?.split_once('/')?;
     partition.parse().ok()
 }
@@ -362,6 +362,34 @@ impl World {
         }
         failed?;
         Ok(count(len))
+    }
+
+    /// A write without a request: what it has written survives a kill, and may survive a power cut.
+    /// After the end of a life nothing is written.
+    pub fn write_now(&mut self, fd: RawFd, bytes: &[u8], offset: u64) -> Result<usize, Errno> {
+        let open = self.file(fd, true)?;
+        if self.ended.is_some() || self.no_journals || self.aside.one_in(100) {
+            return Err(self.aside.pick(&[libc::EIO, libc::ENOSPC]));
+        }
+        let len = if self.aside.one_in(100) { self.aside.index(bytes.len()) } else { bytes.len() };
+        let (now, moment) = (self.tick(), self.moment.get());
+        let content = self.disk.file(open.ino)?;
+        content.written.push((offset, offset + len as u64, moment));
+        content.write(offset, &bytes[..len], now);
+        self.wounds.retain_mut(|wound| !wound.heal(open.ino, offset, len as u64));
+        let salt = self.disk.file(open.ino)?.bytes(40, 8);
+        let path = self.disk.files().into_iter().find(|(_, ino)| *ino == open.ino);
+        let Some(partition) = path.and_then(|(path, _)| partition_of_path(&path)) else {
+            return Ok(len);
+        };
+        for record in records(&salt, bytes, offset).filter(|_| len == bytes.len()) {
+            self.order.note_promise(partition, open.ino, &record, moment);
+            self.watch.meet(Branch::Promised);
+        }
+        if self.hunts_promises && self.aside.one_in(16) {
+            self.end_within(60);
+        }
+        Ok(len)
     }
 
     /// The first part of a write is done, and nothing more.

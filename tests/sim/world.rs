@@ -113,6 +113,12 @@ pub struct World {
     /// When this life ends, in steps, and how.
     pub end_at: Option<(u64, End)>,
     pub ended: Option<End>,
+    /// No journal can be written to: nothing is promised, and each write waits for its group.
+    pub no_journals: bool,
+    /// The life before this one ended with a power cut.
+    pub was_cut: bool,
+    /// This life is to end soon after something was promised.
+    pub hunts_promises: bool,
     pub waker: Option<Waker>,
     /// A digest of all that happened.
     pub trace: u64,
@@ -166,6 +172,9 @@ impl World {
             steps: 0,
             end_at: None,
             ended: None,
+            no_journals: false,
+            was_cut: false,
+            hunts_promises: false,
             waker: None,
             trace: 0,
             talks: false,
@@ -212,7 +221,8 @@ impl World {
         self.disk.begin_life();
         self.files.clear();
         self.in_flight.clear();
-        self.ended = None;
+        self.was_cut = self.ended.take() == Some(End::PowerCut);
+        self.hunts_promises = self.aside.one_in(3);
         self.dropped.clear();
         (self.errors, self.short, self.denied) = (0, false, false);
         self.brief = false;

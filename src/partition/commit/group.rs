@@ -1,10 +1,10 @@
 //! One group: taken from what gathers, written, published, answered; refused or poisoned where that
 //! fails. The task that does so with one group after the other is in [`commit`](super).
 //!
-//! Invariants: a group's changes reach the keydir, in order, when it is written, and before its
-//! writers hear of it, but for copies of what is there already: reads see those when they are
-//! durable; a write that failed for want of room leaves no trace, any other failure poisons the
-//! partition.
+//! Invariants: a group's changes reach the keydir, in order, when it is written, and before their
+//! writers hear of it, unless they were promised, but for copies of what is there already: reads see
+//! those when they are durable; a write that failed for want of room leaves no trace, any other
+//! failure poisons the partition.
 
 use super::Moved;
 use crate::log::hint::HintEntry;
@@ -14,7 +14,7 @@ use crate::log::writer::Writer;
 use crate::partition::Partition;
 use crate::partition::digest::DigestSet;
 use crate::partition::rotate::NoRoom;
-use crate::partition::staged::{Failure, Op, Pending, Staged};
+use crate::partition::staged::{Failure, Op, Staged};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,16 +24,23 @@ use std::sync::Arc;
 const MAX_GROUP: u64 = 1 << 20;
 
 impl Partition {
+    /// What a group ends with, in bytes of records.
+    pub(in crate::partition) fn most_of_a_group(&self) -> u64 {
+        MAX_GROUP.min(self.segment_bytes / 4).min(self.least_reserve() / 2)
+    }
+
     /// Takes the operations of the next group.
     pub(super) fn take_group(&self, group: &mut Vec<Staged>) -> bool {
         let mut gathering = self.commit.gathering.borrow_mut();
-        let most = MAX_GROUP.min(self.segment_bytes / 4).min(self.least_reserve() / 2);
-        let mut bytes = 0;
+        let most = self.most_of_a_group();
+        let (mut bytes, mut promised) = (0, false);
         while let Some(next) = gathering.front()
             && (group.is_empty() || bytes + next.len() as u64 <= most)
+            && (!promised || self.commit.promises.may_join(next, bytes))
             && let Some(next) = gathering.pop_front()
         {
             bytes += next.len() as u64;
+            promised |= next.promised.is_some();
             group.push(next);
         }
         !group.is_empty()
@@ -52,6 +59,9 @@ impl Partition {
         {
             let bytes = group.iter().map(Staged::len).sum();
             let Err(NoRoom(error)) = self.make_room(writer, bytes, need).await? else { break };
+            if group.iter().all(|staged| staged.promised.is_some() || !staged.takes_room()) {
+                return Err(error); // what is promised had its room: the next opening finds it
+            }
             let error = Arc::new(error);
             self.refuse(group, |staged| staged.need <= need && staged.takes_room(), &error);
             commit.full.replace(Some(error));
@@ -60,12 +70,13 @@ impl Partition {
         let clock = self.clock.now();
         let mut places = Vec::with_capacity(group.len());
         if group.iter().any(Staged::takes_room) {
-            writer.begin(commit.sequence(), clock);
+            writer.begin(commit.promises.written(), clock);
             if writer.is_empty() {
                 let own = writer.segment().id;
                 let ids = self.ledger.borrow().space.listed(own);
                 let value: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-                writer.push(&Record::new(Kind::Live, commit.sequence(), &[], &value));
+                let written = commit.promises.written();
+                writer.push(&Record::new(Kind::Live, written, &[], &value));
             }
             places.extend(group.iter().map(|staged| self.encode(writer, staged)));
             let written = writer.finish(sync).await?;
@@ -97,12 +108,19 @@ impl Partition {
         if sync {
             self.publish_moved();
         }
+        // Before the segment is ended, if it is: the seal says so.
+        commit.promises.note_written(group);
         if group.iter().any(|staged| matches!(staged.op, Op::Seal)) {
             self.end_segment(writer).await?;
         }
         commit.left.set(writer.left_after(0));
+        // A segment's first group lists the others, however many.
+        let room = if writer.is_empty() { 0 } else { commit.left.get() };
+        commit.promises.note_room(room, commit.gathering.borrow().iter());
         for staged in group.drain(..) {
-            staged.ticket.finish(Ok(()));
+            if staged.promised.is_none() {
+                staged.ticket.finish(Ok(()));
+            }
         }
         self.consider_merging();
         Ok(())
@@ -137,11 +155,10 @@ impl Partition {
             }
             _ => {
                 ledger.index(staged.digest, place);
-                match &staged.op {
-                    Op::Put { key, value, expiry: None, .. } => {
-                        self.cache.put(staged.digest, key, value);
-                    }
-                    _ => self.cache.remove(staged.digest),
+                match staged.promised {
+                    // The cache has had it since, or something later.
+                    Some(taken) => self.commit.promises.keep(taken),
+                    None => self.show(staged),
                 }
                 if let Op::Put { expiry: Some(expiry), .. } = staged.op {
                     ledger.space.note_expiry(place.slot(), expiry);
@@ -149,9 +166,16 @@ impl Partition {
                 self.count(|stats| stats.records += 1);
             }
         }
-        let mut overlay = self.commit.overlay.borrow_mut();
-        if overlay.get(&staged.digest).is_some_and(|p| p.sequence == staged.sequence) {
-            overlay.remove(&staged.digest);
+        self.commit.overlay.borrow_mut().settle(staged);
+    }
+
+    /// A change is what reads see from here on: the value cache shows it.
+    pub(super) fn show(&self, staged: &Staged) {
+        match &staged.op {
+            Op::Put { key, value, expiry: None, .. } => {
+                self.cache.put(staged.digest, key, value);
+            }
+            _ => self.cache.remove(staged.digest),
         }
     }
 
@@ -178,8 +202,9 @@ impl Partition {
         let mut tickets = Vec::new();
         let mut gone = DigestSet::default();
         let mut keep = |staged: &Staged| {
-            let changes = matches!(staged.op, Op::Put { .. } | Op::Delete { .. });
-            if refused(staged) || changes && gone.contains(&staged.digest) {
+            let changes = staged.op.is_change();
+            let refused = refused(staged) || changes && gone.contains(&staged.digest);
+            if refused && staged.promised.is_none() {
                 if changes {
                     gone.insert(staged.digest);
                 }
@@ -187,14 +212,7 @@ impl Partition {
                 tickets.push(Rc::clone(&staged.ticket));
                 return false;
             }
-            if let Op::Delete { .. } | Op::Put { .. } = &staged.op {
-                let (value, expiry) = match &staged.op {
-                    Op::Put { value, expiry, .. } => (Some(value.clone()), *expiry),
-                    _ => (None, None),
-                };
-                let (sequence, ticket) = (staged.sequence, Rc::clone(&staged.ticket));
-                overlay.insert(staged.digest, Pending { sequence, value, expiry, ticket });
-            }
+            overlay.add(staged);
             true
         };
         group.retain(&mut keep);
@@ -212,8 +230,9 @@ impl Partition {
         self.commit.poison.replace(Some(Arc::clone(&cause)));
         self.commit.running.set(false);
         let waiting = self.commit.gathering.take();
-        self.commit.overlay.borrow_mut().clear();
-        for staged in group.drain(..).chain(waiting) {
+        self.commit.overlay.borrow_mut().poison();
+        // What was promised is in the journal, for the next opening.
+        for staged in group.drain(..).chain(waiting).filter(|staged| staged.promised.is_none()) {
             staged.ticket.finish(Err(Failure::Poisoned(Arc::clone(&cause))));
         }
     }
