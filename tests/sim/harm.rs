@@ -148,6 +148,13 @@ impl Seed {
         let named = logs.is_named(ino);
         // There was no room, or no descriptor, when the seal before it was written: it names none.
         harm.beyond = logs.is_unnamed(ino);
+        // Nothing says that there was a journal: what was promised is gone, as the end of a log.
+        if let Some(partition) = partition_of_path(&path).filter(|_| path.ends_with("/journal"))
+            && let Some(at) = world.order.promised_since(ino, 0, u64::MAX)
+        {
+            harm.hidden = true;
+            harm.beyond |= !self.model.borrow_mut().loosen(partition, at);
+        }
         world.disk.remove(&path);
         world.faults.note(Fault::FileGone);
         harm.what.push(format!("{path} removed"));

@@ -6,12 +6,11 @@ use crate::sim::disk::{Ino, Node};
 use crate::sim::faults::Fault;
 use crate::sim::perform::is_segment;
 use crate::sim::rng::Rng;
-use crate::sim::world::{Direct, End, Job};
+use crate::sim::world::{Direct, End};
 use ringlog::rt::driver::Request;
 use ringlog::{Durability, Error, PartitionStats, PutOptions, rt};
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::Future;
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -203,23 +202,12 @@ fn a_segment_that_cannot_be_read_does_not_stop_the_merges_of_others() {
     }
 }
 
-/// Goes on while the device refuses to read what merges read.
+/// Goes on while the device refuses to read what merges read: whoever scans a segment begins behind
+/// its header.
 pub async fn while_merges_fail(scene: &Scene, work: impl Future<Output = Checked>) -> Checked {
-    let mut work = pin!(work);
-    scene.world.borrow_mut().faults.only(Fault::ReadError, 1);
-    let done = poll_fn(|cx| {
-        {
-            let world = &mut *scene.world.borrow_mut();
-            let next = world.in_flight.values().next();
-            // Whoever scans a segment begins behind its header.
-            let scans = |job: &Job| matches!(job.request, Request::Read { offset: 4096, .. });
-            world.faults.on = next.is_some_and(scans);
-        }
-        cx.waker().wake_by_ref();
-        work.as_mut().poll(cx)
-    });
-    let done = done.await;
-    scene.world.borrow_mut().faults.on = false;
+    scene.world.borrow_mut().scans_fail = true;
+    let done = work.await;
+    scene.world.borrow_mut().scans_fail = false;
     done
 }
 

@@ -279,6 +279,11 @@ impl World {
             return Ok(count(len));
         }
         self.fail_at_random(Fault::ReadError)?;
+        if self.scans_fail && offset == 4096 && open.segment_in.is_some() {
+            self.faults.note(Fault::ReadError);
+            self.errors += 1;
+            return Err(libc::EIO);
+        }
         if self.strikes(Fault::Interrupted) {
             return Err(libc::EINTR);
         }

@@ -113,6 +113,8 @@ pub struct World {
     /// When this life ends, in steps, and how.
     pub end_at: Option<(u64, End)>,
     pub ended: Option<End>,
+    /// Reads just behind the header of a segment fail.
+    pub scans_fail: bool,
     /// No journal can be written to: nothing is promised, and each write waits for its group.
     pub no_journals: bool,
     /// The life before this one ended with a power cut.
@@ -172,6 +174,7 @@ impl World {
             steps: 0,
             end_at: None,
             ended: None,
+            scans_fail: false,
             no_journals: false,
             was_cut: false,
             hunts_promises: false,
