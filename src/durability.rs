@@ -24,8 +24,8 @@ use std::time::Duration;
 /// of the default size), cannot expire, and does not come behind a write that waits, while there is
 /// room in it, in the segment, and on the disk (eight segments, when the first such write comes).
 /// What does not go there is acknowledged when the log has it, after the device's time for a write.
-/// It is a write of the page cache on the thread that owns the partition, so whatever holds up such
-/// writes (a frozen file system, other programs' dirty pages) holds up that partition.
+/// The copy is a write of the page cache on the thread that owns the partition, so whatever holds up
+/// such writes (a frozen file system, other programs' dirty pages) holds up that partition.
 ///
 /// What is lost is always the end of a partition's log: a write never survives without those that
 /// the same partition acknowledged before it. A sync is [`Store::sync`](crate::Store::sync),

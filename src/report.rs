@@ -31,7 +31,7 @@ pub struct PartitionReport {
     /// they were in its journal, and are in the log now, durably.
     pub promised: u64,
     /// Such writes that were found there behind one that was missing, and so are dropped: what a
-    /// power cut leaves. After a kill alone it means that the journal was damaged.
+    /// power cut or a failed sync leaves. After a kill alone it means that the journal was damaged.
     pub torn_promises: u64,
     /// Files without a meaning that were removed.
     pub leftovers: u64,
@@ -46,6 +46,7 @@ pub struct PartitionReport {
 impl OpenReport {
     /// Whether the store was as it had been left: nothing torn, nothing damaged.
     pub fn is_clean(&self) -> bool {
-        self.partitions.iter().all(|p| p.torn_bytes == 0 && p.damage.is_empty())
+        let torn = |p: &PartitionReport| p.torn_bytes > 0 || p.torn_promises > 0;
+        self.partitions.iter().all(|p| !torn(p) && p.damage.is_empty())
     }
 }

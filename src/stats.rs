@@ -13,7 +13,8 @@ pub struct Stats {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PartitionStats {
-    /// Keys that are there. Those that have expired count until a merge comes by.
+    /// Keys that are there, by what the log has. Those that have expired count until a merge comes
+    /// by.
     pub keys: u64,
     /// Files of the log, without spares. Those that merges have replaced count until nobody reads
     /// them.

@@ -106,6 +106,8 @@ impl Store {
     ///   full to make a store.
     ///
     /// A salvage, which writes again what it kept, has [`Error::Full`] and [`Error::Poisoned`] too.
+    /// So has an opening that finds writes which a killed process had acknowledged, and not put into
+    /// the log: they are kept until there is room for them.
     /// An opening that fails at any of the above before it writes has changed nothing but the lock
     /// file, and the directory's being there. One that fails in writing can be tried again: it has
     /// removed only what means nothing, or what a salvage has copied.

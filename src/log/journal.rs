@@ -14,7 +14,7 @@
 //! Invariants: what has not been released is not overwritten; a record validates only in its place,
 //! and only for the process that wrote it, since each makes a journal with a salt of its own.
 
-use super::record::{Kind, Record};
+use super::record::{HEADER_LEN, Kind, Record};
 use super::segment::{check_header, encode_header, sync_dir};
 use super::{BLOCK, BLOCK_LEN, Identity};
 use crate::error::{Error, Result};
@@ -105,11 +105,15 @@ impl Journal {
     /// Takes a record, if there is room for it: then it outlasts the process. Tells what room it
     /// takes until that is [released](Self::release).
     pub(crate) fn append(&mut self, record: &Record<'_>) -> Option<usize> {
-        let (len, to_end) = (record.len(), self.ring - self.head);
+        let len = record.len();
+        if len > self.ring / LARGE {
+            return None;
+        }
+        let to_end = self.ring - self.head;
         // None goes round the end.
         let (passed, at) = if len > to_end { (to_end, 0) } else { (0, self.head) };
         let taken = passed + len;
-        if len > self.ring / LARGE || taken > self.free {
+        if taken > self.free {
             return None;
         }
         self.record.resize(len, 0);
@@ -117,6 +121,11 @@ impl Journal {
         record.encode(&mut self.record, self.salt, offset as u64);
         // If it cannot be had there it waits for the log, which says so.
         if rt::write_now(&self.fd, &self.record, offset as u64).ok() != Some(len) {
+            // Nobody is to find it: the log may refuse it. And if that fails, there are no more.
+            let wiped = rt::write_now(&self.fd, &[0; HEADER_LEN], offset as u64);
+            if wiped.ok() != Some(HEADER_LEN) {
+                self.ring = 0;
+            }
             return None;
         }
         self.head = at + len;
@@ -172,12 +181,18 @@ pub(crate) async fn read(dir: &Path, identity: &Identity) -> Result<Vec<Entry>> 
             at += 8;
             continue;
         };
+        let len = record.len();
+        let is_change = matches!(record.kind, Kind::Put | Kind::Delete) && !record.moved;
+        if !is_change || record.expiry.is_some() {
+            at += len; // none that this release writes
+            continue;
+        }
         // In memory of its own, which the value cache may keep.
         let mut value = Bytes::from([record.key, record.value].concat());
         let key = value.split_to(record.key.len());
         let value = (record.kind == Kind::Put).then_some(value);
         entries.push(Entry { sequence: record.sequence, key, value, sum: record.sum });
-        at += record.len();
+        at += len;
     }
     entries.sort_by_key(|entry| entry.sequence);
     Ok(entries)

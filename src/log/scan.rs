@@ -31,7 +31,7 @@ const STRETCH: u64 = 64 << 10;
 pub(crate) struct Seen {
     /// Offset of the seal, if there was one.
     pub(crate) seal: Option<u64>,
-    /// The last sequence number that was given.
+    /// The greatest sequence number.
     pub(crate) sequence: u64,
     /// The latest clock.
     pub(crate) clock: u64,

@@ -140,7 +140,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Begins a group. `sequence` is the last that was given.
+    /// Begins a group. `sequence` is the last that is in the log.
     pub(crate) fn begin(&mut self, sequence: u64, clock: u64) {
         let mark = Mark { durable: self.synced, clock, after: self.end, next: 0 };
         self.push_mark(Kind::Mark, mark, sequence);

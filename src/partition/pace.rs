@@ -22,7 +22,7 @@ const PACE: u64 = 32 << 20;
 /// Garbage that is never worth while: without it small stores would merge all the time.
 const SLACK: u64 = 2 << 20;
 /// How many merges a put waits for at most, when there is too much garbage: a bound, so that no put
-/// waits for ever where merges do not get ahead. It has been written by then.
+/// waits for ever where merges do not get ahead. It has been written or promised by then.
 const PATIENCE: usize = 16;
 
 /// The state of a partition's merges.

@@ -85,10 +85,16 @@ impl Promises {
         self.pending.get() > 0
     }
 
-    /// Whether something may join a group of so many bytes in which there is something promised:
-    /// that is not to go to another segment for it.
+    /// How many are on their way to the log.
+    pub(super) fn pending(&self) -> usize {
+        self.pending.get()
+    }
+
+    /// Whether something may join a group of so many bytes that has all that is promised: it is not
+    /// to go to another segment for it.
     pub(super) fn may_join(&self, staged: &Staged, bytes: u64) -> bool {
-        staged.promised.is_some() || bytes + staged.len() as u64 + MARGIN <= self.room.get()
+        let takes_none = !staged.takes_room() && !matches!(staged.op, Op::Seal);
+        takes_none || bytes + staged.len() as u64 + MARGIN <= self.room.get()
     }
 
     /// Another has its place now.

@@ -95,7 +95,7 @@ pub(super) enum Op {
     Drop {
         id: u64,
     },
-    /// All before it is durable, once this is.
+    /// All before it is as safe as this is asked to be, once this is: durable, or in the log.
     Barrier,
     /// A barrier whose mark is written in any case, if there is room of that kind: it carries the
     /// clock.

@@ -11,7 +11,6 @@
 
 #![expect(unsafe_code, reason = "the promises between executor and driver")]
 
-use super::blocking;
 use super::stat::FsSpace;
 use std::ffi::OsString;
 use std::io;
@@ -145,8 +144,8 @@ pub unsafe trait Driver {
     ///
     /// # Errors
     ///
-    /// Those of `pwrite(2)`.
-    fn write_now(&self, fd: RawFd, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        blocking::write(fd, bytes, offset)
+    /// Those of `pwrite(2)`; `EOPNOTSUPP` from drivers that do not do it.
+    fn write_now(&self, _fd: RawFd, _bytes: &[u8], _offset: u64) -> io::Result<usize> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
     }
 }

@@ -18,7 +18,7 @@ use io_uring::types::{self, CancelBuilder, Fd, FsyncFlags};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode};
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -210,6 +210,10 @@ unsafe impl Driver for Ring {
 
     fn now(&self) -> Instant {
         Instant::now()
+    }
+
+    fn write_now(&self, fd: RawFd, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        blocking::write(fd, bytes, offset)
     }
 }
 

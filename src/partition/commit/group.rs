@@ -33,14 +33,16 @@ impl Partition {
     pub(super) fn take_group(&self, group: &mut Vec<Staged>) -> bool {
         let mut gathering = self.commit.gathering.borrow_mut();
         let most = self.most_of_a_group();
-        let (mut bytes, mut promised) = (0, false);
+        let promises = &self.commit.promises;
+        let (mut bytes, first) = (0, promises.pending());
+        let mut left = first;
         while let Some(next) = gathering.front()
             && (group.is_empty() || bytes + next.len() as u64 <= most)
-            && (!promised || self.commit.promises.may_join(next, bytes))
+            && (left > 0 || first == 0 || promises.may_join(next, bytes))
             && let Some(next) = gathering.pop_front()
         {
             bytes += next.len() as u64;
-            promised |= next.promised.is_some();
+            left -= usize::from(next.promised.is_some());
             group.push(next);
         }
         !group.is_empty()
