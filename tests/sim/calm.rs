@@ -47,7 +47,9 @@ async fn check_space(scene: &Scene, segment_bytes: u64) -> Checked {
         // A hint lists segments and records, of which the smallest is a delete.
         let records = keys + (logs - live) / 32;
         let hints = segments * (92 + 8 * segments) + 24 * records;
-        most += logs + active + spares + hints;
+        // Once something may be promised.
+        let journal = BLOCK + (segment_bytes / 4).clamp(16 << 10, 1 << 20);
+        most += logs + active + spares + hints + journal;
     }
     if used > most {
         return Err(format!("{used} bytes are used, and {most} may be: {stats:?}"));
