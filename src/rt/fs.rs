@@ -151,7 +151,7 @@ unsafe impl<B: IoBuf> Operation for Write<B> {
 ///
 /// # Errors
 ///
-/// Those of `pwrite(2)`, but for `EINTR`.
+/// Those of `pwrite(2)`, but for `EINTR`; `EOPNOTSUPP` from drivers that do not do it.
 ///
 /// # Panics
 ///
