@@ -31,6 +31,8 @@ fn writes_are_synced_when_they_or_the_store_ask_for_it() {
     let store = Store::builder(dir.path()).durability(Durability::Buffered).open().unwrap();
     let put = |key: &str, options| run(store.put_with(key, "value", options)).unwrap().unwrap();
     run(store.put("a", "value")).unwrap();
+    assert!(is_synced(&store), "each segment begins with a group that is synced");
+    run(store.put("a", "value")).unwrap();
     assert!(!is_synced(&store));
     put("b", sync);
     assert!(is_synced(&store));
@@ -65,7 +67,10 @@ fn writes_are_synced_when_they_or_the_store_ask_for_it() {
 fn an_interval_write_is_synced_within_its_own_interval() {
     let dir = disk_dir();
     let store = Store::builder(dir.path()).durability(Durability::Interval(HOUR)).open().unwrap();
-    run(store.put("a", "value")).unwrap();
+    for value in ["in a segment's first group", "not in its first group"] {
+        run(store.put("a", value)).unwrap();
+        run(store.len()).unwrap();
+    }
     assert!(!is_synced(&store));
     let soon = Durability::Interval(Duration::from_millis(2));
     for round in 0..5 {

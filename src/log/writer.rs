@@ -94,6 +94,11 @@ impl Writer {
         self.tail == BLOCK
     }
 
+    /// Whether none of its groups is known to be durable.
+    pub(crate) fn may_be_lost(&self) -> bool {
+        self.synced == BLOCK
+    }
+
     /// Whether it takes no more groups.
     pub(crate) fn is_sealed(&self) -> bool {
         self.sealed

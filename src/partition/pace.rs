@@ -207,10 +207,12 @@ impl Partition {
     /// free, since others take of it meanwhile; when puts are refused, what is in reserve. A merge
     /// that found no room half-way would have taken some, and given back nothing.
     pub(super) fn room_for(&self, victim: &Extant) -> Option<Need> {
-        // With what is not records: marks, padding, the drop record's block and two for its segment.
-        let copy = victim.live_bytes + victim.live_bytes / 16 + 4 * BLOCK;
+        // With what is not records: marks, padding, the drop record's block; and where it begins a
+        // segment, header and seal.
+        let copy = victim.live_bytes + victim.live_bytes / 16 + 2 * BLOCK;
+        let ends = 2 * BLOCK;
         if self.commit.full.borrow().is_none() {
-            let fits = self.merging.free.get().is_none_or(|free| copy <= free / 2);
+            let fits = self.merging.free.get().is_none_or(|free| copy + ends <= free / 2);
             return fits.then_some(Need::Put);
         }
         let spares = self.commit.spares.borrow();
@@ -220,7 +222,7 @@ impl Partition {
         let prepared: u64 = spares.iter().map(prepared).sum();
         // Whatever uses up a spare has to give back enough for another.
         let gives = victim.len >= self.least_reserve();
-        let fits = copy <= self.commit.left.get() || copy + lost <= prepared && gives;
+        let fits = copy <= self.commit.left.get() || copy + ends + lost <= prepared && gives;
         fits.then_some(Need::Own)
     }
 

@@ -66,11 +66,12 @@ impl Extant {
     }
 
     /// Whether merging it gives back more than its copy takes again of what is not records, about:
-    /// marks, its share of a whole segment's header, seal and padding, and a block of its own.
-    pub(crate) fn is_worth_merging(&self, now: u64, segment_bytes: u64) -> bool {
+    /// marks, its share of the header, seal and padding of segments of so many bytes, which are half
+    /// full at least, and a block of its own.
+    pub(crate) fn is_worth_merging(&self, now: u64, whole: u64) -> bool {
         let garbage = self.garbage(now);
         let live = self.len - garbage.min(self.len);
-        garbage > live / 16 + live * 3 * BLOCK / segment_bytes + BLOCK
+        garbage > live / 16 + 2 * live * 3 * BLOCK / whole + BLOCK
     }
 
     /// What a scan has to read of it.

@@ -381,6 +381,7 @@ impl Seed {
                 Err(error) => return Ok(Outcome::Refused(error)),
             };
             let secret = secret(&world.borrow().disk, &home);
+            model.borrow_mut().forget_told();
             model.borrow_mut().begin_life(partitions, |key| partition_of(&secret, key, partitions));
             let scene = Rc::new(Scene { watched: false, ..scene(store) });
             work(Rc::clone(&scene)).await?;

@@ -81,8 +81,9 @@ pub struct Model {
     life: u64,
     /// All that a partition acknowledged before is durable.
     durable: Vec<u64>,
-    /// Versions that a partition is past.
+    /// Versions that a partition is past, and those that it has told in this life.
     past: Vec<u64>,
+    told: Vec<u64>,
     poisoned: Vec<u64>,
     lost: Vec<Fate>,
     kept: Vec<Fate>,
@@ -208,9 +209,9 @@ impl Model {
             tried: BTreeMap::new(),
         };
         let keys = (0..keys).map(key).collect();
-        let (durable, past, poisoned) = (Vec::new(), Vec::new(), Vec::new());
+        let (durable, past, told, poisoned) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (lost, kept, moment) = (Vec::new(), Vec::new(), Rc::new(Cell::new(1)));
-        Self { keys, moment, fixed: 0, life: 0, durable, past, poisoned, lost, kept }
+        Self { keys, moment, fixed: 0, life: 0, durable, past, told, poisoned, lost, kept }
     }
 
     /// Its time.
@@ -224,11 +225,21 @@ impl Model {
         self.moment.get()
     }
 
+    /// Of a copy, which may be older than what has been told.
+    pub fn forget_told(&mut self) {
+        self.told.clear();
+    }
+
     /// The store is open: which partition each key is in is known now.
     pub fn begin_life(&mut self, partitions: usize, partition_of: impl Fn(&[u8]) -> usize) {
         self.life += 1;
         self.durable.resize(partitions, 0);
         self.past.resize(partitions, 0);
+        self.told.resize(partitions, 0);
+        // None comes again, whether the write that had it is still there or not.
+        for (past, told) in self.past.iter_mut().zip(&self.told) {
+            *past = (*past).max(*told);
+        }
         self.poisoned = vec![OPEN; partitions];
         self.assign(partition_of);
     }
@@ -288,6 +299,7 @@ impl Model {
         if version > 0 && version <= self.past[partition] {
             return Err(format!("version {version} is not new: {}", self.past[partition]));
         }
+        self.told[partition] = self.told[partition].max(version);
         Ok(())
     }
 

@@ -68,7 +68,10 @@ impl Partition {
             self.refuse(group, |staged| staged.need <= need && staged.takes_room(), &error);
             commit.full.replace(Some(error));
         }
-        let sync = group.iter().any(|staged| staged.sync);
+        // Else a power cut could take all of the segment, and with it what says which numbers have
+        // been told.
+        let first = || writer.may_be_lost() && group.iter().any(|staged| staged.op.is_change());
+        let sync = group.iter().any(|staged| staged.sync) || first();
         let clock = self.clock.now();
         let mut places = Vec::with_capacity(group.len());
         if group.iter().any(Staged::takes_room) {
