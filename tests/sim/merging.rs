@@ -318,7 +318,7 @@ fn verification_knows_of_copies_that_reads_do_not_see_yet() {
 fn reads_of_what_has_expired_leave_what_deletes_and_merges_need_on_a_full_disk() {
     const EXPIRING: u64 = 100;
     let failed = |error: Error| format!("{error:?}");
-    for chance in 0..30 {
+    for chance in 0..40 {
         let mut seed = seed_of(chance, 1);
         (seed.segment_bytes, seed.durability) = (64 << 10, Durability::Buffered);
         live(&mut seed, None, LEFT, true, async |scene: Rc<Scene>| {
