@@ -89,6 +89,12 @@ impl Writer {
         self.prepared.min(self.limit).saturating_sub(self.end_of(records))
     }
 
+    /// Whether so little is left up to the limit that it is better ended: `most`, or a 64th of it.
+    pub(crate) fn is_nearly_full(&self, most: u64) -> bool {
+        let left = self.limit.saturating_sub(self.end_of(0));
+        !self.is_empty() && left < most.min(self.limit / 64)
+    }
+
     /// Whether it has no groups.
     pub(crate) fn is_empty(&self) -> bool {
         self.tail == BLOCK
@@ -127,7 +133,15 @@ impl Writer {
 
     /// Prepares room for a group of so many bytes of records, and some more.
     pub(crate) async fn prepare(&mut self, records: usize) -> io::Result<()> {
-        let need = self.end_of(records);
+        self.prepare_up_to(self.end_of(records)).await
+    }
+
+    /// The same before it is needed, within the limit.
+    pub(crate) async fn prepare_ahead(&mut self, records: usize) -> io::Result<()> {
+        self.prepare_up_to(self.end_of(records).min(self.limit)).await
+    }
+
+    async fn prepare_up_to(&mut self, need: u64) -> io::Result<()> {
         if need <= self.prepared {
             return Ok(());
         }

@@ -14,14 +14,17 @@ use super::Partition;
 use super::commit::WATCH;
 use super::digest::Digest;
 use super::overlay::Promised;
+use super::rotate::is_full;
 use super::staged::{Need, Op, Staged, Ticket};
 use crate::durability::Durability;
 use crate::error::{Error, Result};
 use crate::log::BLOCK;
 use crate::log::journal::{Entry, Journal};
 use crate::log::superblock::random;
+use crate::log::writer::Writer;
 use crate::rt::{self, Event};
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -228,6 +231,39 @@ impl Partition {
         if rt::with_deadline(LINGER, enough.wait()).await.is_err() {
             promises.enough.take();
         }
+    }
+
+    /// Prepares what may be promised until the next group is there, so that no write has to wait for
+    /// that. A disk that is nearly full is left alone.
+    pub(super) async fn prepare_ahead(&self, writer: &mut Writer) -> io::Result<()> {
+        let full = self.commit.full.borrow().is_some() || self.has_little_room();
+        if full || self.commit.promises.journal.borrow().is_none() || writer.is_sealed() {
+            return Ok(());
+        }
+        let most = usize::try_from(self.most_of_a_group() + MARGIN).expect("some MiB");
+        match writer.prepare_ahead(most).await {
+            Err(error) if !is_full(&error) => return Err(error),
+            // The group that needs it will see to that.
+            Ok(()) | Err(_) => self.note_room(writer),
+        }
+        Ok(())
+    }
+
+    /// Ends a segment in which hardly anything could still be promised, before a group of writes that
+    /// wait: else they would fill it one by one.
+    pub(super) async fn leave_what_is_left(
+        self: &Rc<Self>,
+        writer: &mut Writer,
+        group: &[Staged],
+    ) -> io::Result<()> {
+        let promises = &self.commit.promises;
+        // Behind a change that is not promised, none is: so nothing promised goes to the next.
+        let wait = !promises.any() && group.iter().any(|staged| staged.op.is_change());
+        let may = promises.journal.borrow().is_some() && self.commit.may_promise();
+        if wait && may && writer.is_nearly_full(MARGIN + BLOCK) {
+            self.end_segment(writer).await?;
+        }
+        Ok(())
     }
 
     /// What is promised of a key.

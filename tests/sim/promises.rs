@@ -509,3 +509,29 @@ fn a_backup_is_not_said_to_be_whole_if_what_it_copies_is_lost_meanwhile() {
     }
     assert!(made > 20 && not_begun > 20 && refused > 20, "{made}, {not_begun}, {refused}");
 }
+
+/// But for a few at the end of each segment and the beginning of the next, also where more of it has
+/// to be prepared.
+#[test]
+fn nearly_all_writes_that_nobody_has_synced_are_promised() {
+    const PUTS: u64 = 4000;
+    for chance in 0..5 {
+        let mut seed = seed_of(chance, 1);
+        (seed.segment_bytes, seed.durability) = (4 << 20, Durability::Buffered);
+        seed.world.borrow_mut().sound_journals = true;
+        live(&mut seed, None, LEFT, false, async |scene: Rc<Scene>| {
+            // (These keys are no matter to the model: nobody looks again.)
+            for n in 0..PUTS {
+                let put = scene.store.put(n.to_be_bytes(), vec![1; 4000]);
+                put.await.map_err(|error| format!("{error:?}"))?;
+                // No faster than the disk.
+                drop(rt::timeout(Duration::from_millis(1)).await);
+            }
+            let stats = scene.store.stats().await.map_err(|error| format!("{error:?}"))?.total();
+            let (waited, segments) = (PUTS - stats.promised, stats.segments);
+            assert!(segments > 3 && waited <= 2 * segments, "{waited}, in {segments} segments");
+            scene.world.borrow_mut().end(End::Kill);
+            std::future::pending().await
+        });
+    }
+}

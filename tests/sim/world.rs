@@ -117,6 +117,8 @@ pub struct World {
     pub scans_fail: bool,
     /// No journal can be written to: nothing is promised, and each write waits for its group.
     pub no_journals: bool,
+    /// Each can be written to. Else one write in a hundred fails, and one comes short.
+    pub sound_journals: bool,
     /// The life before this one ended with a power cut.
     pub was_cut: bool,
     /// This life is to end soon after something was promised.
@@ -176,6 +178,7 @@ impl World {
             ended: None,
             scans_fail: false,
             no_journals: false,
+            sound_journals: false,
             was_cut: false,
             hunts_promises: false,
             waker: None,

@@ -55,6 +55,7 @@ impl Partition {
         group: &mut Vec<Staged>,
     ) -> io::Result<()> {
         let commit = &self.commit;
+        self.leave_what_is_left(writer, group).await?;
         // The least first: what it may not have, others still may.
         while let Some(need) =
             group.iter().filter(|staged| staged.takes_room()).map(|s| s.need).min()
@@ -118,17 +119,23 @@ impl Partition {
         if group.iter().any(|staged| matches!(staged.op, Op::Seal)) {
             self.end_segment(writer).await?;
         }
-        commit.left.set(writer.left_after(0));
-        // A segment's first group lists the others, however many.
-        let room = if writer.is_empty() { 0 } else { commit.left.get() };
-        commit.promises.note_room(room, commit.gathering.borrow().iter());
+        self.note_room(writer);
         for staged in group.drain(..) {
             if staged.promised.is_none() {
                 staged.ticket.finish(Ok(()));
             }
         }
         self.consider_merging();
-        Ok(())
+        self.prepare_ahead(writer).await
+    }
+
+    /// No group is on its way: what is left behind the last can be promised.
+    pub(in crate::partition) fn note_room(&self, writer: &Writer) {
+        let commit = &self.commit;
+        commit.left.set(writer.left_after(0));
+        // A segment's first group lists the others, however many.
+        let room = if writer.is_empty() { 0 } else { commit.left.get() };
+        commit.promises.note_room(room, commit.gathering.borrow().iter());
     }
 
     /// Writes an operation's record into the group; tells its place.
