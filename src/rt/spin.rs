@@ -96,15 +96,14 @@ impl Spinner {
                 }
                 std::hint::spin_loop();
             }
-            let mut elapsed = start.elapsed();
-            if yields && elapsed < self.limit {
-                std::thread::yield_now();
-                let before = std::mem::replace(&mut elapsed, start.elapsed());
-                self.yields.note(elapsed - before);
-            }
-            if elapsed >= self.limit {
+            if start.elapsed() >= self.limit {
                 self.in_vain = self.in_vain.saturating_add(1);
                 return false;
+            }
+            if yields {
+                let before = Instant::now();
+                std::thread::yield_now();
+                self.yields.note(before.elapsed());
             }
         }
     }
