@@ -105,6 +105,8 @@ fn a_merge_that_was_cut_short_does_not_copy_again_what_it_has_copied() {
     for direct in DIRECT {
         let mut seed = seed(1, direct);
         (seed.segment_bytes, seed.durability) = (8 << 20, Durability::Buffered);
+        // Little enough that nothing is prepared ahead, which would do for the copy.
+        seed.world.borrow_mut().disk.capacity = 60 << 20;
         live(&mut seed, None, CUT, true, async |scene| {
             let failed = |error: Error| format!("{error:?}");
             let stats = async || scene.store.stats().await.unwrap().total();
