@@ -346,11 +346,11 @@ fn nothing_is_believed_that_only_a_cache_has() {
 #[test]
 fn an_opening_that_is_cut_short_vouches_for_nothing_that_only_a_cache_has() {
     let mut over = false;
-    for at in 0..400 {
+    for at in 0..600 {
         let mut seed = seed(at);
         seed.world.borrow_mut().direct = Direct::Unknown;
         live(&mut seed, None, LEFT, false, async |scene| {
-            for key in [2, 3, 2, 3] {
+            for key in [2, 3, 2, 3, 2, 3, 2, 3] {
                 put(&scene, key, 5_000, Durability::Buffered).await?;
             }
             end(&scene, End::Kill).await
@@ -367,7 +367,7 @@ fn an_opening_that_is_cut_short_vouches_for_nothing_that_only_a_cache_has() {
 #[test]
 fn what_is_written_while_a_merge_comes_by_is_what_stays() {
     const MANY: usize = 12;
-    for delay in 0..120 {
+    for delay in 0..400 {
         let mut seed = seed_of(delay, MANY);
         seed.world.borrow_mut().no_journals = true;
         live(&mut seed, None, LEFT, false, async |scene| {
