@@ -170,8 +170,8 @@ fn puts_that_come_together_leave_what_deletes_need() {
     const TEST: &str = "puts_that_come_together_leave_what_deletes_need";
     let Some(disk) = told(TEST) else {
         // Over all that a segment takes.
-        for part in 0..8 {
-            if !on_small_disk(TEST, (3 << 20) + part * (32 << 10)) {
+        for part in 0..64 {
+            if !on_small_disk(TEST, (3 << 20) + part * (4 << 10)) {
                 return;
             }
         }
