@@ -9,7 +9,7 @@ use crate::sim::life::{DIR, Plan, Seed};
 use crate::sim::model::Model;
 use crate::sim::perform::is_segment;
 use crate::sim::rng::Rng;
-use crate::sim::world::{Direct, End};
+use crate::sim::world::{Direct, End, Job};
 use ringlog::rt::driver::Request;
 use ringlog::{Durability, rt};
 use std::cell::{Cell, RefCell};
@@ -508,6 +508,36 @@ fn a_backup_is_not_said_to_be_whole_if_what_it_copies_is_lost_meanwhile() {
         seed.check_copy().unwrap_or_else(|why| panic!("{chance}: {why}"));
     }
     assert!(made > 20 && not_begun > 20 && refused > 20, "{made}, {not_begun}, {refused}");
+}
+
+/// A mark comes with the group behind it, and of that a part may be there: it does not speak for
+/// what only the journal has.
+#[test]
+fn of_a_group_that_a_kill_tears_the_journal_has_the_rest() {
+    for chance in 0..100 {
+        let mut seed = seed(chance);
+        seed.world.borrow_mut().sound_journals = true;
+        live(&mut seed, None, LEFT, false, async |scene| {
+            put(&scene, 0, 100, Durability::Buffered).await?;
+            // The journal is being made.
+            drop(rt::timeout(Duration::from_millis(100)).await);
+            for key in 1..EXPIRES {
+                put(&scene, key, 1_500, Durability::Buffered).await?;
+            }
+            while !writes_next(&scene) {
+                drop(rt::timeout(Duration::from_micros(10)).await);
+            }
+            end(&scene, End::Kill).await
+        });
+        live(&mut seed, None, LEFT, false, look);
+    }
+}
+
+/// Whether a write of more than a block is under way: a group's.
+fn writes_next(scene: &Scene) -> bool {
+    let world = scene.world.borrow();
+    let writes = |job: &Job| matches!(job.request, Request::Write { len, .. } if len > 4096);
+    world.in_flight.values().any(writes)
 }
 
 /// But for a few at the end of each segment and the beginning of the next, also where more of it has
